@@ -1,0 +1,167 @@
+"""The commands; the only place that prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import jsonargparse
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+
+from lilt.config import TrainConfig
+from lilt.registry import nearest
+
+FIELDS = [f.name for f in fields(TrainConfig)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `lilt COMMAND …`; user errors go to stderr with status 2 and no traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    console = Console(stderr=True)
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        Console().print(_usage(), highlight=False)
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise ValueError(f"unknown command {name!r}; known: {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}")
+        return COMMANDS[name](argv[1:])
+    except jsonargparse.ArgumentError as error:
+        message = _with_nearest(str(error))
+    except (ValueError, OSError) as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        console.print("stopped", style="bold red")
+        return 130
+    console.print(f"lilt: {message}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+    return 2
+
+
+def _usage() -> str:
+    lines = "\n".join(f"  {name:<10}{(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items())
+    return f"usage: lilt COMMAND \\[options]   (lilt COMMAND --help lists the options)\n\n{lines}"
+
+
+def _with_nearest(message: str) -> str:
+    """Add the nearest known option to jsonargparse's complaint about an unknown one."""
+    found = re.search(r"[Uu]nrecognized arguments?: -*([\w-]+)|[Kk]ey ['\"]?(\w+)['\"]? is not expected", message)
+    if found is None:
+        return message
+    key = (found[1] or found[2]).replace("-", "_")
+    return f"unknown option {key!r}; lilt train --help lists all.{nearest(key, FIELDS)}"
+
+
+def parse_train(argv: Sequence[str]) -> TrainConfig:
+    """Parse the options of `lilt train`; a --config file is overridden by what follows it."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog="lilt train", description="Align two towers.", exit_on_error=False)
+    parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="a recipe (.yaml)")
+    parser.add_class_arguments(TrainConfig, as_group=False)
+    given: Namespace = parser.parse_args([_flag(a) for a in argv])
+    return TrainConfig(**{name: getattr(given, name) for name in FIELDS})
+
+
+def _flag(argument: str) -> str:
+    """Read `--resume` alone as `--resume true`."""
+    return f"{argument}=true" if argument in ("--resume", "--overwrite") else argument
+
+
+def train(argv: Sequence[str]) -> int:
+    """Align two towers by training few of their parameters."""
+    config = parse_train(argv)
+    # torch and the libraries take seconds to import: the spelling of an option is checked before
+    from lilt import distributed
+    from lilt.run import CONFIG, align
+
+    console = Console()
+    report = align(config, console)
+    if not distributed.is_main():
+        return 0
+    if not report.outcome.finished:
+        place = report.outcome.place
+        console.print(f"stopped at step {place.step}/{report.outcome.steps}; everything is saved. Go on with:")
+        console.print(f"  lilt train --config {report.folder / CONFIG} --resume", highlight=False, soft_wrap=True)
+        return 130
+    console.print(_report_table(report))
+    if report.outcome.bad_images:
+        console.print(f"{report.outcome.bad_images} images could not be read; see {report.folder / 'bad_images.jsonl'}")
+    return 0
+
+
+def _report_table(report: Any) -> Table:
+    place = report.outcome.place
+    table = Table("", "before", "after", title="test split" if report.after else "no test split")
+    for side, title in (("text_to_image", "text→image"), ("image_to_text", "image→text")):
+        for metric in ("R@1", "R@5", "R@10", "median_rank") if report.after else ():
+            cells = [f"{result[side][metric]:.2f}" if result else "–" for result in (report.before, report.after)]
+            table.add_row(f"{title} {metric}", *cells)
+    if report.after:
+        before = f"{report.before['mean_recall']:.2f}" if report.before else "–"
+        table.add_row("mean recall", before, f"{report.after['mean_recall']:.2f}")
+        chance = 100 / report.after["num_images"]
+        table.add_row("chance of text→image R@1", "", f"{chance:.2f}", end_section=True)
+    table.add_row("trained values", "", f"{report.trained:,} ({100 * report.trained / report.total:.2f} %)")
+    table.add_row("best step (by validation)", "", f"{place.best_step} of {report.outcome.steps}")
+    table.add_row("seconds", "", f"{place.seconds:.1f}")
+    table.add_row("pairs per second", "", f"{report.outcome.pairs_per_second:.1f}")
+    table.add_row("peak memory", "", f"{report.outcome.peak_bytes / 2**20:,.0f} MiB")
+    table.add_row("adapter file", "", f"{report.adapter_bytes / 2**20:.2f} MiB")
+    table.add_row("written to", "", str(report.folder))
+    return table
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Measure the retrieval recalls of a checkpoint on a split."""
+    parser = ArgumentParser(prog="lilt evaluate", exit_on_error=False)
+    parser.add_argument("run", help="folder of a checkpoint")
+    parser.add_argument("--data", default="", help="manifest, or demo; default: the one of the run")
+    parser.add_argument("--image_root", default="", help="folder that image paths are relative to")
+    parser.add_argument("--split", default="test", help="split to evaluate")
+    parser.add_argument("--batch_size", type=int, default=128, help="images at a time")
+    parser.add_argument("--workers", type=int, default=2, help="data loading processes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    given = parser.parse_args(list(argv))
+    from lilt.run import evaluate_folder
+
+    result = evaluate_folder(
+        given.run, given.data or None, given.image_root or None, given.split, given.batch_size, given.workers
+    )
+    if given.json:
+        print(json.dumps(result))
+        return 0
+    table = Table("", "text→image", "image→text", title=f"{given.run}, {given.split}")
+    for metric in result["text_to_image"]:
+        table.add_row(metric, *(f"{result[side][metric]:.2f}" for side in ("text_to_image", "image_to_text")))
+    table.add_row("mean recall", f"{result['mean_recall']:.2f}", "", end_section=True)
+    for key in ("num_images", "num_captions", "num_unreadable", "num_cut_captions"):
+        table.add_row(key.removeprefix("num_").replace("_", " "), f"{result[key]:,}", "")
+    Console().print(table)
+    return 0
+
+
+def policies(argv: Sequence[str]) -> int:
+    """List the tuning policies, what they train and what they can do."""
+    parser = ArgumentParser(prog="lilt policies", exit_on_error=False)
+    parser.add_argument("--json", action="store_true", help="print one JSON list and nothing else")
+    given = parser.parse_args(list(argv))
+    from lilt.policies import catalogue
+
+    rows = catalogue()
+    if given.json:
+        print(json.dumps(rows))
+        return 0
+    table = Table("policy", "options", "trains", "lr", "identity at start", "mergeable")
+    for row in rows:
+        marks = ["–" if row[k] is None else "yes" if row[k] else "no" for k in ("identity_at_start", "mergeable")]
+        table.add_row(row["policy"], row["options"], row["about"], "" if row["lr"] is None else f"{row['lr']:g}", *marks)
+    Console().print(table)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "evaluate": evaluate, "policies": policies}

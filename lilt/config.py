@@ -1,0 +1,97 @@
+"""Settings with their units; nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a checkpoint must know to build its model again."""
+
+    vision: str = "demo"
+    """vision tower: timm:NAME, hf:NAME_OR_PATH, open_clip:ARCH@TAG, py:package.module:function or demo; options as ?layers=6&pool=mean"""
+    text: str = "demo"
+    """text tower: hf:NAME_OR_PATH, open_clip:ARCH@TAG, py:package.module:function or demo"""
+    policy: str = "layernorm"
+    """what is trained in both towers, such as layernorm, lora(r=8), adapter(reduction=4)+layernorm (see lilt policies)"""
+    vision_policy: str | None = None
+    """what is trained in the vision tower, where it differs"""
+    text_policy: str | None = None
+    """what is trained in the text tower, where it differs"""
+    projection: str = "linear(dim=256)"
+    """the map of both towers into the joint space; linear(dim=256,tied=true) shares it"""
+    image_px: int | None = None
+    """image side in pixels, where it differs from the vision tower's own"""
+    eval_tokens: int | None = None
+    """caption length in evaluation and search, in tokens; default: the text tower's context"""
+    scale: float = 1 / 0.07
+    """the factor on cosines at the start"""
+    scale_min: float = 1.0
+    """lowest scale"""
+    scale_max: float = 100.0
+    """highest scale"""
+    seed: int = 0
+    """seed of the heads, the order of the data and the augmentation"""
+
+
+@dataclass(frozen=True)
+class TrainConfig(ModelConfig):
+    """Everything that `lilt train` can be told."""
+
+    data: str = "demo"
+    """manifest (.jsonl, .csv, .tsv, Karpathy or LilT .json), or demo"""
+    image_root: str | None = None
+    """folder that image paths are relative to; default: the manifest's"""
+    output: str = "runs/default"
+    """run folder; one that holds a run is refused unless --resume or --overwrite is given"""
+    train_split: str = "train"
+    """split to train on; train|restval joins two"""
+    val_split: str = "val"
+    """split that selects the best checkpoint; none trains without selection"""
+    test_split: str = "test"
+    """split reported before and after; none reports none"""
+    max_images: int | None = None
+    """train on the first images of a seeded shuffle"""
+    captions: str = "one"
+    """one: a random caption of each image per epoch; all: each caption is a sample"""
+    augment: str = "crop(0.9,1)"
+    """training augmentation, such as crop(0.2,1)+hflip+randaugment(2,7), or none"""
+    train_tokens: int | None = None
+    """caption length in training, in tokens; default: the text tower's context"""
+    same: str = "positive"
+    """pairs of one batch with the same image or caption are: positive, ignored or negative"""
+    epochs: float = 10
+    """passes over the training split"""
+    max_steps: int | None = None
+    """stop after this many steps"""
+    batch_size: int = 128
+    """pairs per step over all processes together"""
+    lr: float | None = None
+    """peak learning rate of the towers' trained tensors; default: each policy's own"""
+    head_lr: float = 1e-3
+    """peak learning rate of projection and scale"""
+    lr_floor: float = 0.01
+    """share of the peak where warm-up starts and the cosine ends"""
+    warmup_steps: int | None = None
+    """steps of linear warm-up; default: 5 %% of all"""
+    weight_decay: float = 0.02
+    """AdamW decay of matrices; norms, biases and the scale have none"""
+    beta2: float = 0.999
+    """second moment of AdamW"""
+    clip_norm: float | None = 1.0
+    """largest gradient norm; none: no clipping"""
+    precision: str = "no"
+    """no (fp32), bf16 or fp16"""
+    workers: int = 2
+    """data loading processes per training process"""
+    eval_every: float = 1.0
+    """epochs between validations"""
+    log_every: int = 10
+    """steps between lines in metrics.jsonl"""
+    max_bad_share: float = 0.01
+    """stop when more than this share of the training images cannot be read"""
+    resume: bool = False
+    """go on where the run in --output was stopped"""
+    overwrite: bool = False
+    """replace the run in --output"""

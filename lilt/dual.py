@@ -1,0 +1,128 @@
+"""The facade: a dual encoder to build, use, save and load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lilt import checkpoint
+from lilt.build import build_model
+from lilt.config import ModelConfig
+from lilt.data import eval_transform, open_image
+from lilt.model import TwoTower
+from lilt.towers import ImageContract
+
+Images = Tensor | Sequence[Image.Image | str | Path]
+
+
+class DualEncoder(nn.Module):
+    """A vision and a text tower in one joint space. `core` is the model, `config` how it was built."""
+
+    def __init__(self, core: TwoTower, config: ModelConfig):
+        super().__init__()
+        self.core = core
+        self.config = config
+
+    @classmethod
+    def build(
+        cls,
+        vision: str | nn.Module = "demo",
+        text: str | nn.Module = "demo",
+        policy: str = "layernorm",
+        *,
+        preprocess: Any = None,
+        tokenizer: Any = None,
+        **settings: Any,
+    ) -> DualEncoder:
+        """Build from specs or modules; settings are the fields of `lilt.ModelConfig`.
+
+        preprocess (a callable PIL image -> tensor, or `lilt.ImageContract`) and tokenizer go with modules of your own.
+        """
+        specs = {"vision": vision, "text": text}
+        modules = {side: what for side, what in specs.items() if isinstance(what, nn.Module)}
+        names = {side: f"module:{type(m).__name__}" if isinstance(m, nn.Module) else m for side, m in specs.items()}
+        config = ModelConfig(**names, policy=policy, **settings)  # type: ignore[arg-type]
+        return cls(build_model(config, **modules, preprocess=preprocess, tokenizer=tokenizer).eval(), config)
+
+    def encode_image(self, images: Images) -> Tensor:
+        """Embed images as unit rows (B, D): a tensor (B, 3, H, W) as preprocessed, PIL images and paths from the start.
+
+        Differentiable, and the mode stays as it is.
+        """
+        if not isinstance(images, Tensor):
+            contract = self.core.vision.contract
+            assert isinstance(contract, ImageContract)
+            transform = eval_transform(contract)
+            pictures = (i.convert("RGB") if isinstance(i, Image.Image) else open_image(i) for i in _several(images))
+            images = torch.stack([transform(picture) for picture in pictures])
+        return self.core.encode_image(images.to(self._device()))
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Embed captions as unit rows (B, D). Differentiable, and the mode stays as it is."""
+        tokenizer = self.core.text.contract
+        assert not isinstance(tokenizer, ImageContract)
+        encodings, _ = tokenizer.encode(_several(texts), self.config.eval_tokens)
+        return self.core.encode_text({k: v.to(self._device()) for k, v in tokenizer.pad(encodings).items()})
+
+    @torch.no_grad()
+    def embed(
+        self, images: Images | None = None, texts: Sequence[str] | None = None, batch_size: int = 64
+    ) -> dict[str, Tensor]:
+        """Embed in eval mode, without gradients and in batches: {"image": (N, D), "text": (M, D)} on the CPU."""
+        training = self.training
+        self.eval()
+        try:
+            out = {}
+            for name, items, encode in (("image", images, self.encode_image), ("text", texts, self.encode_text)):
+                if items is not None:
+                    items = items if isinstance(items, Tensor) else _several(items)
+                    parts = [encode(items[i : i + batch_size]).cpu() for i in range(0, len(items), batch_size)]  # type: ignore[operator]
+                    out[name] = torch.cat(parts) if parts else torch.zeros(0, self.core.projection.dim)
+            return out
+        finally:
+            self.train(training)
+
+    def save(self, folder: str | Path, metrics: dict[str, Any] | None = None, overwrite: bool = False) -> Path:
+        """Write the trained tensors and their contract; a folder that holds a checkpoint is refused unless asked."""
+        if checkpoint.holds_run(folder) and not overwrite:
+            raise ValueError(f"{folder} already holds a checkpoint; nothing was written: pass overwrite=True or another folder")
+        return checkpoint.save(self.core, self.config, folder, metrics)
+
+    def _device(self) -> torch.device:
+        return self.core.scale.log.device
+
+
+def load(
+    folder: str | Path,
+    vision: nn.Module | None = None,
+    text: nn.Module | None = None,
+    preprocess: Any = None,
+    tokenizer: Any = None,
+    **settings: Any,
+) -> DualEncoder:
+    """Load a checkpoint in eval mode; modules stand in for towers that were passed as modules, settings override.
+
+    Raises ValueError when the base weights, the tokenizer or the set of trained tensors are not the saved ones.
+    """
+    config = replace(checkpoint.settings_of(checkpoint.read_contract(folder)), **settings)
+    for side, module in (("vision", vision), ("text", text)):
+        if getattr(config, side).startswith("module:") and module is None:
+            raise ValueError(
+                f"{folder} was trained on your own {side} module ({getattr(config, side)}); pass it: "
+                f"lilt.load({str(folder)!r}, {side}=module, …)"
+            )
+    core = build_model(config, vision=vision, text=text, preprocess=preprocess, tokenizer=tokenizer)
+    checkpoint.restore(core, folder)
+    return DualEncoder(core.eval(), config)
+
+
+def _several(items: Any) -> list[Any]:
+    return [items] if isinstance(items, (str, Path, Image.Image)) else list(items)
+
+

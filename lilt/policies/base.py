@@ -1,0 +1,281 @@
+"""A policy is data plus one verb: it plans which tensors of a tower are trained; `apply` carries the plan out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lilt.registry import Registry, construct, options_of, parse_call, split_top
+from lilt.towers.anatomy import Leaf
+from lilt.towers.base import Tower
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A slice over the blocks of a tower in depth order, written `all`, `last:6`, `first:6`, `2:5` or `3`."""
+
+    text: str = "all"
+
+    @classmethod
+    def parse(cls, text: str) -> Blocks:
+        """Check the spelling; the numbers are checked against a tower by `of`."""
+        blocks = cls(text)
+        blocks.of(10**6)
+        return blocks
+
+    def of(self, count: int) -> range:
+        """Return the block indices this slice selects from a tower of count blocks."""
+        head, colon, tail = self.text.partition(":")
+        try:
+            if self.text == "all":
+                return range(count)
+            if head in ("last", "first"):
+                n = min(int(tail), count)
+                return range(count - n, count) if head == "last" else range(n)
+            if colon:
+                return range(count)[int(head or 0) : int(tail) if tail else None]
+            return range(count)[int(head) : int(head) + 1]
+        except ValueError:
+            raise ValueError(f"blocks={self.text!r} is no slice; write all, last:6, first:6, 2:5 or 3") from None
+
+
+ALL = Blocks()
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change to a tower: how many tensors' values it trains and by whose rule."""
+
+    path: str  # of the parameter (Open) or of the module (Attach, Reparametrize)
+    count: int
+    rule: str
+    why: str
+    lr: float
+
+
+@dataclass(frozen=True)
+class Open(Edit):
+    """Let an existing parameter train."""
+
+
+@dataclass(frozen=True)
+class Attach(Edit):
+    """Register a child module and run it by a forward hook: on the module's input or its output."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    when: str  # "input": x -> child(x); "output": y -> child(x, y); "block": y -> child(y, attention mask)
+
+
+@dataclass(frozen=True)
+class Reparametrize(Edit):
+    """Replace a weight that is read functionally by a function of itself: W -> child(W)."""
+
+    name: str
+    tensor: str
+    make: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a policy will do to a tower; nothing is changed until it is carried out."""
+
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def trained(self) -> int:
+        """How many values will be trained."""
+        return sum(edit.count for edit in self.edits)
+
+    def __add__(self, other: Plan) -> Plan:
+        taken = {_place(edit): edit for edit in self.edits}
+        for edit in other.edits:
+            if (before := taken.get(_place(edit))) is not None:
+                raise ValueError(
+                    f"{before.rule} and {edit.rule} both want {edit.path}; a weight has one policy: leave one of them out"
+                )
+        return Plan(self.edits + other.edits)
+
+
+def _place(edit: Edit) -> tuple[str, str]:
+    if isinstance(edit, Reparametrize):
+        return (f"{edit.path}.{edit.tensor}".lstrip("."), "")
+    return (edit.path, edit.name if isinstance(edit, Attach) else "")
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
+    """Which tensors of a tower are trained. Subclasses are frozen dataclasses registered under their name."""
+
+    name: ClassVar[str]
+    lr: ClassVar[float] = 1e-3  # default learning rate of the tensors it trains
+    identity_at_start: ClassVar[bool] = True  # the tower's outputs are the pretrained ones at step 0
+    mergeable: ClassVar[bool] = True  # the result is a plain tower: nothing added, or foldable into its weights
+
+    @abstractmethod
+    def plan(self, tower: Tower) -> Plan:
+        """Return the edits for this tower, changing nothing. Raises ValueError when nothing matches."""
+
+    def open(self, tower: Tower, leaves: Iterable[Leaf], why: str, only: Callable[[str], bool] | None = None) -> Plan:
+        """Plan to open the parameters of leaves, or those whose own name passes only."""
+        edits = []
+        for leaf in leaves:
+            for name, tensor in leaf.module.named_parameters(recurse=False):
+                if only is None or only(name):
+                    path = f"{leaf.path}.{name}".lstrip(".")
+                    edits.append(Open(path, tensor.numel(), self.name, why, self.lr))
+        if not edits:
+            raise self.nothing(tower, why)
+        return Plan(tuple(edits))
+
+    def nothing(self, tower: Tower, wanted: str) -> ValueError:
+        """Return the error for a policy that matches nothing, naming what the tower has."""
+        return ValueError(
+            f"{self.name}: the {tower.side} tower {tower.spec!r} has no {wanted}; it has "
+            f"{tower.anatomy.describe()}. Choose a policy for what is there."
+        )
+
+
+policies: Registry[type[Policy]] = Registry("policy")
+aliases: dict[str, tuple[str, str, str]] = {}  # name -> policy of the vision tower, of the text tower, what it is
+
+
+def register(name: str) -> Callable[[type[Policy]], type[Policy]]:
+    """File a policy class under its name."""
+
+    def file(cls: type[Policy]) -> type[Policy]:
+        cls.name = name
+        return policies.register(name)(cls)
+
+    return file
+
+
+def parse_policy(spec: str, side: str) -> tuple[Policy, ...]:
+    """Parse `lora(r=8)+layernorm` for one side; an alias stands for what it means on that side."""
+    parts: list[Policy] = []
+    for text in split_top(spec, "+"):
+        if text in aliases:
+            vision, language, _ = aliases[text]
+            parts += parse_policy(vision if side == "vision" else language, side)
+            continue
+        call = parse_call(text)
+        if call.name in aliases:
+            raise ValueError(f"{call.name} is a fixed composition and takes no options; write out {aliases[call.name]}")
+        cls = policies[call.name] if call.name in policies else _unknown(call.name)
+        parts.append(construct(cls, call, options_of(cls)))
+    return tuple(parts)
+
+
+def _unknown(name: str) -> type[Policy]:
+    everything: Registry[object] = Registry("policy")
+    for known in [*policies.names(), *aliases]:
+        everything.register(known)(None)
+    everything[name]
+    raise AssertionError("unreachable")
+
+
+def plan(parts: Iterable[Policy], tower: Tower) -> Plan:
+    """Return the joint plan of several policies; two that want one weight are an error."""
+    joint = Plan()
+    for part in parts:
+        joint = joint + part.plan(tower)
+    return joint
+
+
+def apply(joint: Plan, tower: Tower) -> None:
+    """Freeze the whole tower, then carry out a plan. A tower takes one plan in its life.
+
+    Afterwards tower.fates maps the name of each trained parameter of the body to the edit that trains it.
+    """
+    if tower.fates is not None:
+        raise ValueError(
+            f"the {tower.side} tower {tower.spec!r} already has a policy; a policy is applied once: build the tower anew"
+        )
+    tower.requires_grad_(False)
+    fates: dict[str, Edit] = {}
+    for edit in joint.edits:
+        if isinstance(edit, Open):
+            tower.body.get_parameter(edit.path).requires_grad_(True)
+            fates[edit.path] = edit
+            continue
+        module = tower.body.get_submodule(edit.path)
+        assert isinstance(edit, (Attach, Reparametrize))
+        child = edit.make()
+        assert sum(p.numel() for p in child.parameters()) == edit.count, f"{edit.path}: the plan miscounts {edit.name}"
+        before = {id(p) for p in tower.body.parameters()}
+        if isinstance(edit, Reparametrize):
+            parametrize.register_parametrization(module, edit.tensor, child)
+        else:
+            attach(module, edit.name, child, edit.when)
+        fates |= {n: edit for n, p in tower.body.named_parameters() if id(p) not in before}
+    tower.fates = fates
+
+
+def attach(module: nn.Module, name: str, child: nn.Module, when: str) -> None:
+    """Register child under name and hook it in; hooks look the child up, so that a deep copy uses its own."""
+    assert not hasattr(module, name), f"{name} is already attached"
+    module.add_module(name, child)
+    if when == "input":
+        module.register_forward_pre_hook(_InputHook(name), with_kwargs=True)
+    else:
+        module.register_forward_hook({"output": _OutputHook, "block": _BlockHook}[when](name), with_kwargs=True)
+
+
+@dataclass(frozen=True)
+class _InputHook:
+    name: str
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        child = getattr(module, self.name)
+        if args and isinstance(args[0], Tensor):
+            return (child(args[0]), *args[1:]), kwargs
+        key = _first_tensor(kwargs)
+        return args, {**kwargs, key: child(kwargs[key])}
+
+
+@dataclass(frozen=True)
+class _OutputHook:
+    name: str
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        child = getattr(module, self.name)
+        given = args[0] if args and isinstance(args[0], Tensor) else kwargs[_first_tensor(kwargs)]
+        if isinstance(output, Tensor):
+            return child(given, output)
+        return (child(given, output[0]), *output[1:])
+
+
+@dataclass(frozen=True)
+class _BlockHook:
+    name: str
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        child = getattr(module, self.name)
+        hidden = output if isinstance(output, Tensor) else output[0]
+        if hidden.ndim != 3:
+            raise ValueError(f"{self.name} needs tokens (B, L, D) and the block gives {tuple(hidden.shape)}; use adapter")
+        # read from the call itself, not from a stored state: a checkpointed block is run again in backward
+        changed = child(hidden, attention_mask(args[1:], kwargs, hidden.shape[1]))
+        return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+
+def attention_mask(args: tuple, kwargs: dict[str, Any], length: int) -> Tensor | None:
+    """Find the mask a block was called with, as scaled_dot_product_attention takes it (bool: True is kept)."""
+    for key, value in [*(("", a) for a in args), *kwargs.items()]:
+        if not isinstance(value, Tensor) or value.shape[-1] != length or "mask" not in (key or "mask"):
+            continue
+        if value.ndim == 4 or (value.ndim == 2 and value.is_floating_point() and value.shape[0] == length):
+            return value
+        if value.ndim == 2 and not value.is_floating_point():
+            keep = ~value.bool() if "padding" in key else value.bool()
+            return keep[:, None, None, :]
+    return None
+
+
+def _first_tensor(kwargs: dict[str, Any]) -> str:
+    return next(key for key, value in kwargs.items() if isinstance(value, Tensor))

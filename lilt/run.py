@@ -1,0 +1,203 @@
+"""One whole run: build, measure, train, measure again, and say what came out."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from rich.console import Console
+
+from lilt import checkpoint, distributed
+from lilt.build import build_model, build_pairs, build_splits, read_split
+from lilt.config import TrainConfig
+from lilt.data import Sample
+from lilt.dual import load
+from lilt.evaluate import evaluate_retrieval, flat
+from lilt.model import TwoTower
+from lilt.train import Outcome, RunLog, Trainer, read_metrics
+from lilt.train.log import BAD_IMAGES, METRICS
+from lilt.train.state import STATE
+
+CONFIG = "config.yaml"
+# what may differ between a run and its continuation without changing a single number
+_FREE = ("resume", "overwrite", "output", "workers", "log_every", "max_bad_share", "image_root", "data")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did: counts of values, recalls on the test split before and after (None: no such split)."""
+
+    trained: int
+    total: int
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    outcome: Outcome
+    adapter_bytes: int
+    folder: Path
+
+
+def align(config: TrainConfig, console: Console) -> Report:
+    """Train as configured and write the run folder; Ctrl-C saves the state and returns an unfinished report."""
+    folder = Path(config.output)
+    _claim(config, folder)
+    accelerator = _accelerator(config)
+    splits = build_splits(config)
+    core = build_model(config)
+    dataset, collate = build_pairs(config, core, splits.train)
+    core.to(accelerator.device)
+    with RunLog(folder, console) as log:
+        _announce(log, config, core, len(dataset), dataset.table.cut)
+        before = _before(config, core, splits.test, log)
+        trainer = Trainer(
+            core,
+            dataset,
+            collate,
+            config,
+            accelerator,
+            log,
+            validate=(lambda model: flat(_measure(config, model, splits.val, log, "validation"))) if splits.val else None,
+            save=lambda model, values: _save(model, config, folder, values),
+        )
+        outcome = trainer.run()
+        after = None
+        if outcome.finished:
+            checkpoint.restore(core, folder)
+            after = _measure(config, core, splits.test, log, "test") if splits.test else None
+            _finish(config, core, folder, log, outcome, after)
+    adapter = folder / checkpoint.ADAPTER
+    return Report(
+        sum(p.numel() for p in core.trained().values()),
+        sum(p.numel() for p in core.parameters()),
+        before,
+        after,
+        outcome,
+        adapter.stat().st_size if adapter.exists() else 0,
+        folder,
+    )
+
+
+def _claim(config: TrainConfig, folder: Path) -> None:
+    """Make the run folder ours: new, continued, or emptied of an old run when asked."""
+    if config.resume:
+        _same_settings(config, folder)
+        return
+    if distributed.is_main():
+        if checkpoint.holds_run(folder):
+            if not config.overwrite:
+                raise ValueError(
+                    f"{folder} already holds a run; nothing was changed: go on with --resume, replace it with --overwrite, "
+                    "or give another --output"
+                )
+            for name in (checkpoint.ADAPTER, checkpoint.CONTRACT, checkpoint.CARD, METRICS, BAD_IMAGES, CONFIG):
+                (folder / name).unlink(missing_ok=True)
+            for name in (STATE, f"{STATE}.old", f"{STATE}.tmp"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = asdict(config) | {"resume": False, "overwrite": False}
+        (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _same_settings(config: TrainConfig, folder: Path) -> None:
+    file = folder / CONFIG
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no run to resume; expected {file}; start it without --resume")
+    then = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for name, now in asdict(config).items():
+        if name not in _FREE and then.get(name) != now:
+            raise ValueError(
+                f"the run in {folder} was started with {name}={then.get(name)}, not {now}; go on with its own settings: "
+                f"--config {file} --resume"
+            )
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    if config.precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f"precision={config.precision!r}; expected no, bf16 or fp16; choose one")
+    try:
+        return Accelerator(mixed_precision=config.precision)
+    except ValueError as error:
+        raise ValueError(f"precision={config.precision} does not work here: {error}; use bf16 or no") from error
+
+
+def _announce(log: RunLog, config: TrainConfig, core: TwoTower, pairs: int, cut: int) -> None:
+    trained = sum(p.numel() for p in core.trained().values())
+    total = sum(p.numel() for p in core.parameters())
+    log.say(f"{config.vision} + {config.text}, policy {config.policy}: {trained:,} of {total:,} values are trained")
+    log.say(f"{pairs:,} training pairs, {distributed.world_size()} process(es), output {config.output}")
+    if cut:
+        log.say(f"{cut:,} captions are longer than the context and were cut")
+
+
+def _measure(config: TrainConfig, core: TwoTower, samples: list[Sample], log: RunLog, name: str) -> dict[str, Any]:
+    bar = log.bar(name, len(samples))
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count * distributed.world_size()
+        log.move(bar, done)
+
+    result = evaluate_retrieval(
+        core, samples, batch_size=128, max_tokens=config.eval_tokens, workers=config.workers, advance=advance
+    )
+    log.close(bar)
+    return result
+
+
+def _before(config: TrainConfig, core: TwoTower, test: list[Sample], log: RunLog) -> dict[str, Any] | None:
+    """Return the recalls of the untrained model, measured once in the life of a run."""
+    if not test:
+        return None
+    if config.resume:
+        known = [r for r in read_metrics(log.folder) if r.get("split") == "test" and r.get("step") == 0]
+        if known:
+            return dict(known[0]["result"])
+    result = _measure(config, core, test, log, "test before training")
+    log.metrics({"step": 0, "split": "test", "result": result})
+    return result
+
+
+def _save(core: TwoTower, config: TrainConfig, folder: Path, values: dict[str, float]) -> None:
+    checkpoint.save(core, config, folder, {f"val/{name}": value for name, value in values.items()})
+
+
+def _finish(
+    config: TrainConfig, core: TwoTower, folder: Path, log: RunLog, outcome: Outcome, after: dict[str, Any] | None
+) -> None:
+    """Write the test recalls into the checkpoint and the log."""
+    if distributed.is_main():
+        metrics = checkpoint.read_contract(folder)["metrics"]
+        metrics |= {f"test/{name}": value for name, value in flat(after or {})}
+        checkpoint.save(core, config, folder, metrics)
+    log.metrics(
+        {
+            "step": outcome.place.step,
+            "split": "test",
+            "result": after,
+            "best_step": outcome.place.best_step,
+            "seconds": round(outcome.place.seconds, 2),
+            "pairs_per_second": round(outcome.pairs_per_second, 2),
+            "peak_bytes": outcome.peak_bytes,
+        }
+    )
+
+
+def evaluate_folder(
+    run: str, data: str | None, image_root: str | None, split: str, batch_size: int, workers: int
+) -> dict[str, Any]:
+    """Load a checkpoint and return its recalls on a split, by default of the data it was trained on."""
+    model = load(run)
+    trained_with = Path(run) / CONFIG
+    if data is None:
+        if not trained_with.is_file():
+            raise ValueError(f"{run} does not say which data it was trained on; name a manifest with --data")
+        settings = yaml.safe_load(trained_with.read_text(encoding="utf-8"))
+        data, image_root = settings["data"], image_root or settings["image_root"]
+    samples = read_split(data, split, image_root)
+    return evaluate_retrieval(
+        model.core, samples, batch_size=batch_size, max_tokens=model.config.eval_tokens, workers=workers
+    )

@@ -1,0 +1,171 @@
+"""What a tower is made of: its blocks, and the role of every module and parameter, found by type and by one forward."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+CONTAINERS = (nn.ModuleList, nn.Sequential)
+ROLES = ("norm", "attention", "mlp", "conv", "embedding", "other")
+# Inside an attention module (known by type) the three maps are told apart by the field they are assigned to.
+_QKV = {
+    "q": re.compile(r"^(q|query|q_proj|q_lin|to_q|wq)$", re.I),
+    "k": re.compile(r"^(k|key|k_proj|k_lin|to_k|wk)$", re.I),
+    "v": re.compile(r"^(v|value|v_proj|v_lin|to_v|wv)$", re.I),
+    "qkv": re.compile(r"^(w?qkv|qkv_proj|in_proj|query_key_value|c_attn|to_qkv)$", re.I),
+}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A module that owns parameters: where it is, what it does, and when (if at all) its forward is called."""
+
+    path: str
+    module: nn.Module
+    role: str
+    part: str  # q k v qkv out (attention), in out (mlp), or ""
+    block: int | None
+    order: int | None  # None: its forward never fires, its weights are read functionally
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The leaves of a tower in registration order and the paths of its blocks in depth order."""
+
+    leaves: tuple[Leaf, ...]
+    blocks: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Say in a few words what the tower has, for error messages."""
+        names: dict[str, list[str]] = {}
+        for leaf in self.leaves:
+            names.setdefault(leaf.role, []).append(type(leaf.module).__name__)
+        parts = [f"{role} ({_tally(names[role])})" for role in ROLES if role in names]
+        return f"{len(self.blocks)} blocks with " + ", ".join(parts)
+
+
+def _tally(names: list[str]) -> str:
+    return ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names)))
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Say whether a module is a normalisation: by its class, owning 1-d tensors only."""
+    tensors = list(module.parameters(recurse=False))
+    return bool(re.search(r"norm", type(module).__name__, re.I)) and all(t.ndim == 1 for t in tensors)
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Say whether a module's class is an attention."""
+    return isinstance(module, nn.MultiheadAttention) or "attention" in type(module).__name__.lower()
+
+
+def is_dense(module: nn.Module) -> bool:
+    """Say whether a module is an affine map of the last axis: Linear, or the transposed Conv1D of GPT-2."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def find_blocks(body: nn.Module) -> list[str]:
+    """Return the paths of the repeated units of a network in depth order: the innermost lists of one class."""
+    found: list[str] = []
+    for path, module in body.named_modules():
+        if not isinstance(module, CONTAINERS) or not len(module):
+            continue
+        children = list(module.children())
+        alike = len({type(c) for c in children}) == 1 and not isinstance(children[0], CONTAINERS)
+        if alike and any(True for _ in children[0].children()) and any(True for _ in children[0].parameters()):
+            found += [f"{path}.{i}" if path else str(i) for i in range(len(children))]
+    # a stage that holds blocks is not itself a block
+    return [path for path in found if not any(other.startswith(path + ".") for other in found)]
+
+
+def call_order(body: nn.Module, forward: Callable[[], Any]) -> dict[str, int]:
+    """Run the network once and return, for each module whose forward fires, the position of its first call."""
+    order: dict[str, int] = {}
+    handles = []
+    for path, module in body.named_modules():
+
+        def note(_module: nn.Module, _args: Any, path: str = path) -> None:
+            order.setdefault(path, len(order))
+
+        handles.append(module.register_forward_pre_hook(note))
+    training = body.training
+    try:
+        body.eval()
+        with torch.no_grad():
+            forward()
+    finally:
+        body.train(training)
+        for handle in handles:
+            handle.remove()
+    return order
+
+
+def survey(body: nn.Module, forward: Callable[[], Any]) -> Anatomy:
+    """Find the blocks and the role of every parameter-owning module; forward runs the network on an example."""
+    blocks = find_blocks(body)
+    order = call_order(body, forward)
+    # registration order of the stages may differ from depth; the calls tell
+    blocks.sort(key=lambda path: order.get(path, len(order)))
+    modules = dict(body.named_modules())
+    leaves = []
+    for path, module in modules.items():
+        if not any(True for _ in module.parameters(recurse=False)):
+            continue
+        block = next((i for i, b in enumerate(blocks) if path == b or path.startswith(b + ".")), None)
+        inside = _within_attention(path, blocks[block] if block is not None else "", modules)
+        role = _role(module, block is not None, inside, bool(blocks))
+        leaves.append(Leaf(path, module, role, _part(path, module, role), block, order.get(path)))
+    return Anatomy(tuple(_mark_outputs(leaves)), tuple(blocks))
+
+
+def _within_attention(path: str, block: str, modules: dict[str, nn.Module]) -> bool:
+    names = path.split(".")
+    ancestors = [".".join(names[:i]) for i in range(1, len(names) + 1)]
+    return any(is_attention(modules[a]) for a in ancestors if len(a) > len(block))
+
+
+def _role(module: nn.Module, in_block: bool, in_attention: bool, has_blocks: bool) -> str:
+    if is_norm(module):
+        return "norm"
+    if in_attention:
+        return "attention"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if is_dense(module):
+        return "mlp" if in_block or not has_blocks else "other"
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return "conv" if in_block or not has_blocks else "embedding"
+    # bare tensors outside the blocks are class tokens and positions; inside they are gains
+    return "other" if in_block else "embedding"
+
+
+def _part(path: str, module: nn.Module, role: str) -> str:
+    if role != "attention":
+        return ""
+    if isinstance(module, nn.MultiheadAttention):
+        return "qkv"
+    name = path.rpartition(".")[2]
+    return next((part for part, pattern in _QKV.items() if is_dense(module) and pattern.match(name)), "")
+
+
+def _mark_outputs(leaves: list[Leaf]) -> list[Leaf]:
+    """Mark in each block the last dense layer of the attention and of the MLP as its output, an MLP's others as in."""
+    last: dict[tuple[int | None, str], int] = {}
+    for i, leaf in enumerate(leaves):
+        if leaf.role in ("attention", "mlp") and is_dense(leaf.module) and leaf.part == "":
+            key = (leaf.block, leaf.role)
+            rank = -1 if leaf.order is None else leaf.order
+            best = last.get(key)
+            if best is None or rank >= (-1 if leaves[best].order is None else leaves[best].order or 0):
+                last[key] = i
+    marked = list(leaves)
+    for i, leaf in enumerate(leaves):
+        if leaf.role == "mlp" or i in last.values():
+            part = "out" if i in last.values() else "in"
+            marked[i] = replace(leaf, part=part) if leaf.role == "mlp" or part == "out" else leaf
+    return marked

@@ -1,0 +1,249 @@
+"""Text towers from transformers, open_clip, or your own module, each with its own tokenizer."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel
+
+from lilt.towers.base import Inputs, Tokens, Tower, text_towers
+from lilt.towers.loading import fixed_seed, load_weights, open_clip_model, py_factory
+from lilt.towers.spec import TowerSpec
+
+Encoding = dict[str, list[int]]
+
+
+class HfTokenizer:
+    """A transformers tokenizer; keeps its special tokens, token types and padding side."""
+
+    def __init__(self, tokenizer: Any, context_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.context_tokens = context_tokens
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token  # decoders come without one; the mask hides it
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[Encoding], int]:
+        """Return one encoding per text and how many were cut at max_tokens (default: the context length)."""
+        limit = min(max_tokens or self.context_tokens, self.context_tokens)
+        batch = self.tokenizer(list(texts), truncation=True, max_length=limit)
+        full = [i for i, ids in enumerate(batch["input_ids"]) if len(ids) >= limit]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "longer than the maximum" is what is being counted
+            longer = self.tokenizer([texts[i] for i in full], verbose=False)["input_ids"] if full else []
+        cut = sum(len(ids) > limit for ids in longer)
+        return [{key: batch[key][i] for key in batch} for i in range(len(texts))], cut
+
+    def pad(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
+        """Pad to the longest of the batch."""
+        keys = encodings[0].keys()
+        length = max(len(e["input_ids"]) for e in encodings)
+        fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+        rows = {k: [e[k] + [fill.get(k, 0)] * (length - len(e[k])) for e in encodings] for k in keys}
+        return {key: torch.tensor(value, dtype=torch.long) for key, value in rows.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return class, size, special tokens and context length."""
+        specials = {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}
+        return {
+            "class": type(self.tokenizer).__name__,
+            "vocabulary": len(self.tokenizer),
+            "special_tokens": specials,
+            "context_tokens": self.context_tokens,
+        }
+
+
+class FixedTokenizer:
+    """A callable `texts -> ids (N, L)` of fixed length, as in open_clip; pad_id marks what is not text."""
+
+    def __init__(self, call: Callable[[list[str]], Tensor], context_tokens: int, pad_id: int = 0) -> None:
+        self.call = call
+        self.context_tokens = context_tokens
+        self.pad_id = pad_id
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[Encoding], int]:
+        """Return one encoding per text; a text that fills the whole context counts as cut."""
+        rows = self.call(list(texts)).tolist()
+        limit = min(max_tokens or self.context_tokens, self.context_tokens)
+        lengths = [max((i + 1 for i, t in enumerate(row) if t != self.pad_id), default=1) for row in rows]
+        cut = sum(length >= self.context_tokens if limit == self.context_tokens else length > limit for length in lengths)
+        out = []
+        for row, length in zip(rows, lengths, strict=True):
+            if length > limit:
+                # keep the end-of-text token, which the tower reads
+                row = row[: limit - 1] + [row[length - 1]] + [self.pad_id] * (len(row) - limit)
+            out.append({"input_ids": row, "attention_mask": [int(i < min(length, limit)) for i in range(len(row))]})
+        return out, cut
+
+    def pad(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
+        """Stack; all rows have one length."""
+        return {key: torch.tensor([e[key] for e in encodings], dtype=torch.long) for key in encodings[0]}
+
+    def describe(self) -> dict[str, Any]:
+        """Return class and context length."""
+        return {"class": type(self.call).__name__, "context_tokens": self.context_tokens, "pad_id": self.pad_id}
+
+
+class HfText(Tower):
+    """A transformers text encoder, or a decoder read at its last token."""
+
+    default_pool = "cls"
+
+    def run(self, inputs: Inputs) -> Any:
+        assert isinstance(inputs, dict)
+        return self.body(**inputs).last_hidden_state
+
+    def read(self, raw: Tensor, inputs: Inputs) -> Tokens:
+        assert isinstance(inputs, dict)
+        return Tokens(raw, inputs["attention_mask"].bool())
+
+
+class OpenClipText(Tower):
+    """The text side of an open_clip model; `own` keeps its projection, the other pools leave it out."""
+
+    def run(self, inputs: Inputs) -> Any:
+        assert isinstance(inputs, dict)
+        if self.pool == "own":
+            return self.body(inputs["input_ids"])
+        hidden, attention_mask = self.body._embeds(inputs["input_ids"])
+        return self.body.ln_final(self.body.transformer(hidden, attn_mask=attention_mask))
+
+    def read(self, raw: Tensor, inputs: Inputs) -> Tokens:
+        assert isinstance(inputs, dict)
+        return Tokens(raw, inputs["attention_mask"].bool())
+
+    def own(self, raw: Tensor, inputs: Inputs) -> Tensor:
+        return raw
+
+
+class OwnText(Tower):
+    """Somebody's own module: called with the token tensors by name, or with the ids alone; (B, W) or (B, L, W)."""
+
+    takes_ids_only = False
+
+    def run(self, inputs: Inputs) -> Any:
+        assert isinstance(inputs, dict)
+        raw = self.body(inputs["input_ids"]) if self.takes_ids_only else self.body(**inputs)
+        return getattr(raw, "last_hidden_state", raw)
+
+    def read(self, raw: Tensor, inputs: Inputs) -> Tokens:
+        assert isinstance(inputs, dict)
+        return Tokens(raw, inputs["attention_mask"].bool())
+
+    def own(self, raw: Tensor, inputs: Inputs) -> Tensor:
+        if raw.ndim == 2:
+            return raw
+        tokens = self.read(raw, inputs)
+        weight = tokens.mask.to(raw.dtype).unsqueeze(-1) if tokens.mask is not None else torch.ones_like(raw[..., :1])
+        return (raw * weight).sum(1) / weight.sum(1)
+
+
+@text_towers.register("hf")
+def hf_text(spec: TowerSpec) -> Tower:
+    """Build `hf:NAME_OR_PATH`: an encoder, the encoder half of an encoder-decoder, or a decoder."""
+    spec.refuse_extra()
+    try:
+        config = AutoConfig.from_pretrained(spec.name)
+        factory: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        with fixed_seed():
+            if spec.pretrained and spec.weights is None:
+                body = factory.from_pretrained(spec.name, dtype=torch.float32)
+            else:
+                body = factory.from_config(config)
+        tokenizer = AutoTokenizer.from_pretrained(spec.name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"transformers could not load the text tower {spec.name!r}: {error}. Expected a hub name or a folder with "
+            "config.json, weights and tokenizer files"
+        ) from error
+    if spec.weights is not None:
+        load_weights(body, spec.weights)
+    if spec.pool is None and (pool := _sentence_pool(spec.name)):
+        spec = TowerSpec(**{**spec.__dict__, "pool": pool})
+    return from_hf_text(body, f"hf:{spec.name}", spec, tokenizer)
+
+
+def from_hf_text(body: Any, label: str, spec: TowerSpec, tokenizer: Any) -> Tower:
+    """Wrap a transformers text model: no pooler, decoders without cache and read at the last token."""
+    body = getattr(body, "text_model", body)
+    if getattr(body, "pooler", None) is not None:
+        body.pooler = None
+    if hasattr(body.config, "use_cache"):
+        body.config.use_cache = False
+    positions = getattr(body.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    # RoBERTa counts positions from pad_token_id + 1, so two of its table's rows are never reached
+    context = min(int(positions) - _position_offset(body), int(tokenizer.model_max_length), 8192)
+    pool = spec.pool or ("token" if _is_decoder(body) else "mean" if body.config.model_type == "t5" else "cls")
+    return HfText(body, "text", label, pool, HfTokenizer(tokenizer, context)).finish(spec.layers)
+
+
+def _position_offset(body: nn.Module) -> int:
+    table = next((m for n, m in body.named_modules() if n.endswith("embeddings.position_embeddings")), None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
+def _is_decoder(body: Any) -> bool:
+    causal = any(getattr(m, "is_causal", False) is True for m in body.modules())
+    return causal and getattr(body.config, "model_type", "") not in ("bert", "roberta")
+
+
+def _sentence_pool(name: str) -> str | None:
+    """Return the pooling that a sentence-transformers folder declares, if it declares one."""
+    file = Path(name) / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return None
+    declared = json.loads(file.read_text())
+    kinds = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "token"}
+    return next((pool for key, pool in kinds.items() if declared.get(key)), None)
+
+
+@text_towers.register("open_clip")
+def open_clip_text(spec: TowerSpec) -> Tower:
+    """Build the text side of `open_clip:ARCH@TAG`."""
+    spec.refuse_extra()
+    body = open_clip_model(TowerSpec(**{**spec.__dict__, "image_px": None})).text
+    if spec.pool not in (None, "own"):
+        if not hasattr(body, "_embeds"):
+            raise ValueError(f"open_clip:{spec.name} has a transformers text side; use pool=own, or hf: for that model")
+        body.text_projection = None
+    arch = spec.name.partition("@")[0]
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{arch}" if Path(arch).is_dir() else arch)
+    contract = FixedTokenizer(tokenizer, int(getattr(body, "context_length", 77)), int(getattr(body, "pad_id", 0)))
+    return OpenClipText(body, "text", f"open_clip:{spec.name}", spec.pool, contract).finish(spec.layers)
+
+
+@text_towers.register("py")
+def py_text(spec: TowerSpec) -> Tower:
+    """Build `py:package.module:function`; the function returns a module and its tokenizer."""
+    module, tokenizer = py_factory(spec)
+    return wrap_text(module, tokenizer, f"py:{spec.name}", spec)
+
+
+def wrap_text(module: nn.Module, tokenizer: Any, label: str, spec: TowerSpec) -> Tower:
+    """Wrap a finished module; a transformers model finds its own tokenizer, another needs one passed."""
+    if isinstance(module, PreTrainedModel):
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(module.config.name_or_path)
+        return from_hf_text(module, label, spec, tokenizer)
+    if tokenizer is None:
+        raise ValueError(
+            f"the module {type(module).__name__} came without a tokenizer; a text tower needs its own: pass "
+            "tokenizer=a transformers tokenizer, or a callable (list of texts -> ids (N, L))"
+        )
+    if hasattr(tokenizer, "encode") and hasattr(tokenizer, "describe"):
+        contract = tokenizer
+    elif hasattr(tokenizer, "special_tokens_map"):
+        contract = HfTokenizer(tokenizer, int(min(tokenizer.model_max_length, 8192)))
+    else:
+        contract = FixedTokenizer(tokenizer, int(tokenizer(["a"]).shape[1]))
+    if spec.weights is not None:
+        load_weights(module, spec.weights)
+    tower = OwnText(module, "text", label, spec.pool, contract)
+    tower.takes_ids_only = isinstance(contract, FixedTokenizer)
+    return tower.finish(spec.layers)

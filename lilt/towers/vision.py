@@ -1,0 +1,221 @@
+"""Vision towers from timm, transformers, open_clip, or your own module."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+
+from lilt.towers.base import ImageContract, Inputs, Tokens, Tower, vision_towers
+from lilt.towers.loading import fixed_seed, load_weights, open_clip_model, py_factory, weights_file
+from lilt.towers.spec import TowerSpec
+
+
+class TimmVision(Tower):
+    """A timm model without its classifier."""
+
+    def run(self, inputs: Inputs) -> Tensor:
+        return self.body.forward_features(inputs)
+
+    def read(self, raw: Tensor, inputs: Inputs) -> Tokens:
+        if raw.ndim == 4:
+            # convolutional nets give (B, C, H, W), Swin (B, H, W, C); timm says which
+            channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
+            return Tokens(raw.flatten(1, 2) if channels_last else raw.flatten(2).transpose(1, 2))
+        features = self.body.fc_norm(raw) if hasattr(self.body, "fc_norm") else raw
+        return Tokens(features, prefix=getattr(self.body, "num_prefix_tokens", 0))
+
+    def own(self, raw: Tensor, inputs: Inputs) -> Tensor:
+        return self.body.forward_head(raw, pre_logits=True)
+
+
+class HfVision(Tower):
+    """A transformers vision model, or the vision side of a dual one."""
+
+    def run(self, inputs: Inputs) -> Any:
+        takes = inspect.signature(self.body.forward).parameters
+        more = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+        return self.body(pixel_values=inputs, **more)
+
+    def read(self, raw: Any, inputs: Inputs) -> Tokens:
+        hidden = raw.last_hidden_state
+        if hidden.ndim == 4:
+            return Tokens(hidden.flatten(2).transpose(1, 2))
+        registers = getattr(self.body.config, "num_register_tokens", 0) or 0
+        has_cls = any(name.endswith(("cls_token", "class_embedding")) for name, _ in self.body.named_parameters())
+        return Tokens(hidden, prefix=int(has_cls) + (registers if has_cls else 0))
+
+    def own(self, raw: Any, inputs: Inputs) -> Tensor:
+        pooled = getattr(raw, "pooler_output", None)
+        if pooled is not None:
+            return pooled.flatten(1)
+        tokens = self.read(raw, inputs)
+        return tokens.features[:, 0] if tokens.prefix else tokens.features.mean(1)
+
+
+class OpenClipVision(Tower):
+    """The vision side of an open_clip model; `own` keeps its projection, the other pools leave it out."""
+
+    def run(self, inputs: Inputs) -> Any:
+        if self.pool == "own":
+            return self.body(inputs)
+        if hasattr(self.body, "trunk"):
+            return self.body.trunk.forward_features(inputs)
+        out = self.body.forward_intermediates(
+            inputs, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
+        )
+        return torch.cat([out["image_intermediates_prefix"][-1], out["image_intermediates"][-1]], dim=1)
+
+    def read(self, raw: Tensor, inputs: Inputs) -> Tokens:
+        if raw.ndim == 4:
+            return Tokens(raw.flatten(2).transpose(1, 2))
+        trunk = getattr(self.body, "trunk", None)
+        return Tokens(raw, prefix=1 if trunk is None else getattr(trunk, "num_prefix_tokens", 0))
+
+    def own(self, raw: Tensor, inputs: Inputs) -> Tensor:
+        return raw
+
+
+class OwnVision(Tower):
+    """Somebody's own module: image batch -> (B, W), (B, L, W), or an output with last_hidden_state."""
+
+    def run(self, inputs: Inputs) -> Any:
+        raw = self.body(inputs)
+        return getattr(raw, "last_hidden_state", raw)
+
+    def read(self, raw: Tensor, inputs: Inputs) -> Tokens:
+        return Tokens(raw.flatten(2).transpose(1, 2) if raw.ndim == 4 else raw)
+
+    def own(self, raw: Tensor, inputs: Inputs) -> Tensor:
+        return raw if raw.ndim == 2 else self.read(raw, inputs).features.mean(1)
+
+
+@vision_towers.register("timm")
+def timm_vision(spec: TowerSpec) -> Tower:
+    """Build `timm:NAME` (registry name, hf-hub:…, or a folder saved by timm); other options go to `create_model`."""
+    name = f"local-dir:{spec.name}" if Path(spec.name).is_dir() else spec.name
+    options: dict[str, Any] = {key: _literal(value) for key, value in spec.extra.items()}
+    pretrained = spec.pretrained or spec.weights is not None
+    if spec.weights is not None:
+        # through timm's own loader: it drops the classifier and resamples position embeddings
+        options["pretrained_cfg_overlay"] = {"file": weights_file(spec.weights), "hf_hub_id": None, "url": ""}
+    if not pretrained:
+        options["pretrained_cfg_overlay"] = {"hf_hub_id": None, "url": ""}
+    sized = {"img_size": spec.image_px} if spec.image_px else {}
+    try:
+        with fixed_seed():
+            try:
+                body = timm.create_model(name, pretrained=pretrained, num_classes=0, **options, **sized)
+            except TypeError as error:
+                if "img_size" not in str(error):
+                    raise
+                body = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)  # takes any size
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"timm could not build {spec.name!r}: {error}. Expected a name of timm.list_models(), hf-hub:NAME or a "
+            "folder saved by timm, and options that its model takes"
+        ) from error
+    return from_timm(body, f"timm:{spec.name}", spec)
+
+
+def from_timm(body: nn.Module, label: str, spec: TowerSpec) -> Tower:
+    """Wrap a finished timm model: drop the classifier and, when another pool is asked for, its pooling."""
+    data = timm.data.resolve_model_data_config(body)
+    contract = ImageContract(
+        spec.image_px or data["input_size"][-1], data["mean"], data["std"], data["interpolation"], data["crop_pct"]
+    )
+    reset: Any = body.reset_classifier
+    reset(0)
+    if spec.pool not in (None, "own") and getattr(body, "attn_pool", None) is not None:
+        reset(0, "")  # removes the attention pooling that nobody will read
+    return TimmVision(body, "vision", label, spec.pool, contract).finish(spec.layers)
+
+
+@vision_towers.register("hf")
+def hf_vision(spec: TowerSpec) -> Tower:
+    """Build `hf:NAME_OR_PATH` with transformers."""
+    spec.refuse_extra()
+    with fixed_seed():
+        if spec.pretrained and spec.weights is None:
+            body = AutoModel.from_pretrained(spec.name, dtype=torch.float32)
+        else:
+            body = AutoModel.from_config(AutoConfig.from_pretrained(spec.name))
+    body = getattr(body, "vision_model", body)
+    if spec.weights is not None:
+        load_weights(body, spec.weights)
+    return from_hf_vision(body, f"hf:{spec.name}", spec, AutoImageProcessor.from_pretrained(spec.name, use_fast=True))
+
+
+def from_hf_vision(body: PreTrainedModel, label: str, spec: TowerSpec, processor: Any) -> Tower:
+    """Wrap a transformers vision model; a tanh pooler, trained for another task or not at all, is dropped."""
+    pooler = getattr(body, "pooler", None)
+    if pooler is not None and any(isinstance(m, nn.Linear) for m in pooler.modules()):
+        body.pooler = None
+    size = processor.size
+    px = spec.image_px or getattr(size, "height", None) or getattr(size, "shortest_edge", None) or 224
+    crop_size = getattr(processor, "crop_size", None)
+    shortest = getattr(size, "shortest_edge", None)
+    crop = crop_size.height / shortest if getattr(processor, "do_center_crop", False) and shortest else 1.0
+    names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    normalise = getattr(processor, "do_normalize", True)
+    mean = tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0)
+    std = tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0)
+    if spec.image_px is None and crop < 1.0:
+        px = crop_size.height
+    contract = ImageContract(int(px), mean, std, names.get(int(processor.resample), "bicubic"), min(crop, 1.0))
+    return HfVision(body, "vision", label, spec.pool, contract).finish(spec.layers)
+
+
+@vision_towers.register("open_clip")
+def open_clip_vision(spec: TowerSpec) -> Tower:
+    """Build the vision side of `open_clip:ARCH@TAG`."""
+    spec.refuse_extra()
+    body = open_clip_model(spec).visual
+    if spec.pool not in (None, "own") and getattr(body, "proj", None) is not None:
+        body.proj = None
+    size = body.image_size[0] if isinstance(body.image_size, tuple) else body.image_size
+    prep = body.preprocess_cfg
+    contract = ImageContract(size, tuple(prep["mean"]), tuple(prep["std"]), prep.get("interpolation", "bicubic"))
+    return OpenClipVision(body, "vision", f"open_clip:{spec.name}", spec.pool, contract).finish(spec.layers)
+
+
+@vision_towers.register("py")
+def py_vision(spec: TowerSpec) -> Tower:
+    """Build `py:package.module:function`; the function returns a module and its preprocess (a callable or contract)."""
+    module, contract = py_factory(spec)
+    return wrap_vision(module, contract, f"py:{spec.name}", spec)
+
+
+def wrap_vision(module: nn.Module, preprocess: Any, label: str, spec: TowerSpec) -> Tower:
+    """Wrap a finished module; what it is decides how it is run, and preprocess is needed where it says nothing."""
+    if hasattr(module, "forward_features") and hasattr(module, "pretrained_cfg") and preprocess is None:
+        return from_timm(module, label, spec)
+    if isinstance(module, PreTrainedModel):
+        processor = preprocess or AutoImageProcessor.from_pretrained(module.config.name_or_path, use_fast=True)
+        return from_hf_vision(module, label, spec, processor)
+    if preprocess is None:
+        raise ValueError(
+            f"the module {type(module).__name__} came without a preprocess; a vision tower needs its own: pass "
+            "preprocess=callable (PIL image -> tensor) or lilt.ImageContract(image_px=…, mean=…, std=…)"
+        )
+    contract = preprocess if isinstance(preprocess, ImageContract) else ImageContract(0, transform=preprocess)
+    if load := spec.weights:
+        load_weights(module, load)
+    return OwnVision(module, "vision", label, spec.pool, contract).finish(spec.layers)
+
+
+def _literal(value: str) -> Any:
+    """Read a query value as a number or truth value where it is one."""
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value

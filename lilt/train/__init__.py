@@ -1,0 +1,8 @@
+"""Training."""
+
+from __future__ import annotations
+
+from lilt.train.log import RunLog, read_metrics
+from lilt.train.trainer import Outcome, Trainer
+
+__all__ = ["Outcome", "RunLog", "Trainer", "read_metrics"]

@@ -1,0 +1,44 @@
+"""AdamW groups and the learning-rate curve."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from lilt.model import TwoTower
+
+
+def parameter_groups(model: TwoTower, lr: float | None, head_lr: float, weight_decay: float) -> list[dict]:
+    """Group the trained parameters by learning rate and decay.
+
+    Tower tensors take lr, or their policy's own where lr is None; projection and scale take head_lr. Tensors of one
+    dimension or none (norms, biases, the scale) are not decayed.
+    """
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.trained().items():
+        side, _, path = name.partition(".body.")
+        own = getattr(model, side).fates[path].lr if path else head_lr
+        rate = lr if path and lr is not None else own
+        groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in sorted(groups.items())]
+
+
+def make_optimizer(model: TwoTower, lr: float | None, head_lr: float, weight_decay: float, beta2: float) -> AdamW:
+    """Return AdamW over the trained parameters, fused where the device has it."""
+    fused = next(model.parameters()).device.type in ("cuda", "cpu")
+    return AdamW(parameter_groups(model, lr, head_lr, weight_decay), betas=(0.9, beta2), fused=fused)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int, floor: float) -> LambdaLR:
+    """Return linear warm-up from floor to 1 and a cosine back to floor, as factors of each group's peak."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return floor + (1 - floor) * step / warmup
+        through = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * through))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,215 @@
+"""The training loop: on Accelerate, a function of the step number alone, stopped and resumed anywhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lilt import distributed
+from lilt.config import TrainConfig
+from lilt.data import Batch, Batches, Collate, PairDataset
+from lilt.model import TwoTower
+from lilt.train.log import BAD_IMAGES, RunLog, peak_memory
+from lilt.train.optim import make_optimizer, make_schedule
+from lilt.train.state import find_state, keep_frozen_weights_out, save_state
+from lilt.train.step import contrastive_step
+from lilt.train.stop import Stop
+
+SELECT_BY = "mean_recall"
+Validate = Callable[[TwoTower], Iterable[tuple[str, float]]]
+Save = Callable[[TwoTower, dict[str, float]], None]
+
+
+@dataclass
+class Place:
+    """Where a run stands; part of the resume state. seconds are of training and validation."""
+
+    step: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resume needs."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved place."""
+        vars(self).update(state)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended; peak_bytes are of this process, pairs_per_second of the steps alone."""
+
+    place: Place
+    steps: int
+    pairs_per_second: float
+    peak_bytes: int
+    bad_images: int
+
+    @property
+    def finished(self) -> bool:
+        """Say whether the last step was reached."""
+        return self.place.step >= self.steps
+
+
+class Trainer:
+    """Trains a model on pairs. validate yields (name, value) on held-out data; save is called for each new best of
+    their mean_recall, or at the end where nothing validates."""
+
+    def __init__(
+        self,
+        core: TwoTower,
+        dataset: PairDataset,
+        collate: Collate,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        log: RunLog,
+        *,
+        validate: Validate | None,
+        save: Save,
+    ):
+        self.core, self.dataset, self.config, self.log = core, dataset, config, log
+        self.validate, self.save = validate, save
+        self.accelerator = accelerator
+        self.batches = Batches(
+            len(dataset), config.batch_size, rank=distributed.rank(), world=distributed.world_size(), seed=config.seed
+        )
+        self.steps = config.max_steps or math.ceil(config.epochs * self.batches.steps_per_epoch)
+        warmup = math.ceil(0.05 * self.steps) if config.warmup_steps is None else config.warmup_steps
+        core.to(accelerator.device)
+        optimizer = make_optimizer(core, config.lr, config.head_lr, config.weight_decay, config.beta2)
+        self.schedule = make_schedule(optimizer, self.steps, warmup, config.lr_floor)
+        self.place = Place()
+        keep_frozen_weights_out(accelerator, core)
+        self.model, self.optimizer = accelerator.prepare(core, optimizer)
+        accelerator.register_for_checkpointing(self.schedule, self.place)
+        if config.resume:
+            accelerator.load_state(str(find_state(Path(config.output))))
+        self.batches.start = self.place.step
+        # the loader is ours: Accelerate's would repeat samples to even out batches, which are false negatives here
+        self.loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=self.batches,
+            collate_fn=collate,
+            num_workers=config.workers,
+            pin_memory=accelerator.device.type == "cuda",
+            # without its own generator a loader draws its base seed from the one that dropout uses
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+        self.faults: list[tuple[str, str]] = []
+
+    def run(self) -> Outcome:
+        """Train until the last step, or until asked to stop; then the state is saved.
+
+        Raises ValueError for a loss that is not finite, or for too many unreadable images.
+        """
+        done, stepping = 0, 0.0
+        every = max(1, round(self.config.eval_every * self.batches.steps_per_epoch))
+        bar = self.log.bar("training", self.steps, self.place.step)
+        batches: Iterator[Batch] = iter(self.loader) if self.place.step < self.steps else iter(())
+        self.model.train()
+        with Stop() as stop:
+            while self.place.step < self.steps:
+                began = time.perf_counter()
+                batch = next(batches)
+                loss, parts = self._step(batch.to(self.accelerator.device))
+                self.faults += batch.faults
+                self.place.step += 1
+                took = time.perf_counter() - began
+                done, stepping = done + 1, stepping + took
+                self.place.seconds += took
+                last = self.place.step == self.steps
+                # what costs a wait for the device or for other ranks happens at log steps; on one CPU it is free
+                due = self.place.step % self.config.log_every == 0 or last
+                asked = False
+                if due or (self.accelerator.device.type == "cpu" and distributed.world_size() == 1):
+                    self._check(loss)
+                    asked = self._agree(stop.asked)
+                    rate = self.batches.batch * done / stepping
+                    self.log.move(bar, self.place.step, f"loss {loss.item():.3f}  {rate:.0f} pairs/s")
+                if due:
+                    self._record(loss, parts, rate)
+                if self.place.step % every == 0 or last:
+                    self._validate()
+                if asked or self.place.step % every == 0 or last:
+                    save_state(self.accelerator, Path(self.config.output))
+                if asked:
+                    break
+        self.log.close(bar)
+        return Outcome(
+            self.place, self.steps, self.batches.batch * done / max(stepping, 1e-9), peak_memory(), len(self.log.bad)
+        )
+
+    def _step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = contrastive_step(self.model, batch, self.config.same)
+        self.accelerator.backward(loss)
+        if self.config.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(list(self.core.trained().values()), self.config.clip_norm)
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+        self.optimizer.zero_grad()
+        self.core.scale.clamp_()
+        return loss.detach(), parts
+
+    def _check(self, loss: Tensor) -> None:
+        if not torch.isfinite(distributed.mean(loss)):
+            raise ValueError(
+                f"the loss is {loss.item()} at step {self.place.step}; the last good checkpoint in {self.config.output} is "
+                f"kept (step {self.place.best_step}): lower --lr or --head_lr, or use --precision no, and go on with --resume"
+            )
+
+    def _agree(self, asked: bool) -> bool:
+        """Exchange requests to stop and unreadable images with the other ranks."""
+        everybody = distributed.gather_objects((asked, self.faults))
+        self.faults = []
+        bad = self.log.faults(fault for _, found in everybody for fault in found)
+        total = len(self.dataset.paths)
+        if bad > self.config.max_bad_share * total:
+            raise ValueError(
+                f"{bad} of {total} training images could not be read, more than max_bad_share="
+                f"{self.config.max_bad_share} allows; they are listed in {self.log.folder / BAD_IMAGES}: mend or remove "
+                "them, or raise --max_bad_share"
+            )
+        return any(asked for asked, _ in everybody)
+
+    def _record(self, loss: Tensor, parts: dict[str, Tensor], rate: float) -> None:
+        mean_loss = distributed.mean(loss).item()
+        self.log.metrics(
+            {
+                "step": self.place.step,
+                "epoch": round(self.place.step / self.batches.steps_per_epoch, 4),
+                "loss": mean_loss,
+                **{name: distributed.mean(value).item() for name, value in parts.items()},
+                "scale": self.core.scale().item(),
+                "lr": [group["lr"] for group in self.optimizer.param_groups],
+                "pairs_per_second": round(rate, 2),
+            }
+        )
+
+    def _validate(self) -> None:
+        """Validate, and save where it is the best so far; without validation the newest is the best."""
+        began = time.perf_counter()
+        values = dict(self.validate(self.core)) if self.validate is not None else {}
+        score = values.get(SELECT_BY, float(self.place.step))
+        self.place.seconds += time.perf_counter() - began
+        if values:
+            self.log.metrics({"step": self.place.step, "split": "val", **values})
+            self.log.say(f"step {self.place.step}/{self.steps}  validation {SELECT_BY} {score:.2f}")
+        if score > self.place.best:
+            self.place.best, self.place.best_step = score, self.place.step
+            if distributed.is_main():
+                self.save(self.core, {"step": float(self.place.step), **values})
+        distributed.barrier()
+        self.model.train()
