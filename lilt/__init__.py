@@ -1,4 +1,4 @@
-"""Turn a vision model and a language model you already have into a CLIP-like dual encoder by training few parameters."""
+"""Turn a vision and a language model you already have into a CLIP-like dual encoder by training few parameters."""
 
 from __future__ import annotations
 

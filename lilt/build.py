@@ -91,4 +91,3 @@ def _contracts(model: TwoTower) -> tuple[ImageContract, Tokenizer]:
     assert isinstance(image, ImageContract)
     assert not isinstance(language, ImageContract)
     return image, language
-

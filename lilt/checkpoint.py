@@ -76,8 +76,8 @@ def read_contract(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{source} has format {contract['format']}, this lilt reads up to {FORMAT}; upgrade lilt")
     if _sha256(source / ADAPTER) != contract["adapter_sha256"]:
         raise ValueError(
-            f"{source / ADAPTER} is not the file that {CONTRACT} was written with (torn or exchanged); copy both files "
-            "again, or go on from the run's state with --resume"
+            f"{source / ADAPTER} is not the file that {CONTRACT} was written with (torn or exchanged); copy both "
+            "files again, or go on from the run's state with --resume"
         )
     return contract
 
@@ -105,8 +105,8 @@ def load_trained(model: TwoTower, tensors: Mapping[str, Tensor], source: str) ->
     for problem, names in (("misses", set(trained) - set(tensors)), ("has surplus", set(tensors) - set(trained))):
         if names:
             raise ValueError(
-                f"{source} {problem} {len(names)} tensors (first: {min(names)!r}); the model was built with another policy "
-                "or projection; build it as lilt.json says"
+                f"{source} {problem} {len(names)} tensors (first: {min(names)!r}); the model was built with another "
+                "policy or projection; build it as lilt.json says"
             )
     with torch.no_grad():
         for name, parameter in trained.items():
@@ -129,7 +129,7 @@ def _check_tower(side: str, saved: Mapping[str, Any], tower: Tower) -> None:
     for key in ("pool", "dim", "input"):
         if json.loads(json.dumps(found[key])) != saved[key]:
             raise ValueError(
-                f"the {side} tower {tower.spec!r} has {key} {found[key]}, the checkpoint was trained with {saved[key]}; "
+                f"the {side} tower {tower.spec!r} has {key} {found[key]}, the checkpoint {saved[key]}: "
                 "build the tower with the same options"
             )
 
@@ -164,7 +164,7 @@ tags: [lilt, image-text-retrieval]
 ---
 # Adapter for {towers["vision"]["spec"]} and {towers["text"]["spec"]}
 
-{contract["trained"]:,} trained values ({share:.2f} % of the model) that align these two towers; the towers themselves are
+{contract["trained"]:,} trained values ({share:.2f} % of the model) that align these two towers; the towers are
 not in this folder. Policy: `{model["vision_policy"] or model["policy"]}` (vision),
 `{model["text_policy"] or model["policy"]}` (text). Projection: `{model["projection"]}`.
 

@@ -61,7 +61,7 @@ def parse_train(argv: Sequence[str]) -> TrainConfig:
     """Parse the options of `lilt train`; a --config file is overridden by what follows it."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="lilt train", description="Align two towers.", exit_on_error=False)
-    parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="a recipe (.yaml)")
+    parser.add_argument("--config", action="config", help="a recipe (.yaml)")
     parser.add_class_arguments(TrainConfig, as_group=False)
     given: Namespace = parser.parse_args([_flag(a) for a in argv])
     return TrainConfig(**{name: getattr(given, name) for name in FIELDS})
@@ -77,7 +77,8 @@ def train(argv: Sequence[str]) -> int:
     config = parse_train(argv)
     # torch and the libraries take seconds to import: the spelling of an option is checked before
     from lilt import distributed
-    from lilt.run import CONFIG, align
+    from lilt.run import align
+    from lilt.train.folder import CONFIG
 
     console = Console()
     report = align(config, console)
@@ -99,10 +100,10 @@ def _report_table(report: Any) -> Table:
     table = Table("", "before", "after", title="test split" if report.after else "no test split")
     for side, title in (("text_to_image", "text→image"), ("image_to_text", "image→text")):
         for metric in ("R@1", "R@5", "R@10", "median_rank") if report.after else ():
-            cells = [f"{result[side][metric]:.2f}" if result else "–" for result in (report.before, report.after)]
+            cells = [f"{result[side][metric]:.2f}" if result else "-" for result in (report.before, report.after)]
             table.add_row(f"{title} {metric}", *cells)
     if report.after:
-        before = f"{report.before['mean_recall']:.2f}" if report.before else "–"
+        before = f"{report.before['mean_recall']:.2f}" if report.before else "-"
         table.add_row("mean recall", before, f"{report.after['mean_recall']:.2f}")
         chance = 100 / report.after["num_images"]
         table.add_row("chance of text→image R@1", "", f"{chance:.2f}", end_section=True)
@@ -129,9 +130,10 @@ def evaluate(argv: Sequence[str]) -> int:
     given = parser.parse_args(list(argv))
     from lilt.run import evaluate_folder
 
-    result = evaluate_folder(
-        given.run, given.data or None, given.image_root or None, given.split, given.batch_size, given.workers
-    )
+    data, root = given.data or None, given.image_root or None
+    console = Console(stderr=True)
+    options = {"batch_size": given.batch_size, "workers": given.workers}
+    result = evaluate_folder(given.run, data, root, given.split, console, **options)
     if given.json:
         print(json.dumps(result))
         return 0
@@ -156,10 +158,10 @@ def policies(argv: Sequence[str]) -> int:
     if given.json:
         print(json.dumps(rows))
         return 0
-    table = Table("policy", "options", "trains", "lr", "identity at start", "mergeable")
+    table = Table("policy", "what it trains", "lr", "starts as pretrained", "merges", show_lines=True)
     for row in rows:
-        marks = ["–" if row[k] is None else "yes" if row[k] else "no" for k in ("identity_at_start", "mergeable")]
-        table.add_row(row["policy"], row["options"], row["about"], "" if row["lr"] is None else f"{row['lr']:g}", *marks)
+        marks = ["" if row[k] is None else "yes" if row[k] else "no" for k in ("identity_at_start", "mergeable")]
+        table.add_row(row["spec"], row["about"], "" if row["lr"] is None else f"{row['lr']:g}", *marks)
     Console().print(table)
     return 0
 

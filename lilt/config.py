@@ -10,11 +10,11 @@ class ModelConfig:
     """What a checkpoint must know to build its model again."""
 
     vision: str = "demo"
-    """vision tower: timm:NAME, hf:NAME_OR_PATH, open_clip:ARCH@TAG, py:package.module:function or demo; options as ?layers=6&pool=mean"""
+    """vision tower: timm:NAME, hf:PATH, open_clip:ARCH@TAG, py:package.module:function, demo; ?layers=6&pool=mean"""
     text: str = "demo"
-    """text tower: hf:NAME_OR_PATH, open_clip:ARCH@TAG, py:package.module:function or demo"""
+    """text tower: hf:NAME_OR_PATH, open_clip:ARCH@TAG, py:package.module:function, demo"""
     policy: str = "layernorm"
-    """what is trained in both towers, such as layernorm, lora(r=8), adapter(reduction=4)+layernorm (see lilt policies)"""
+    """what is trained in both towers: layernorm, lora(r=8), adapter(reduction=4)+layernorm, … (see lilt policies)"""
     vision_policy: str | None = None
     """what is trained in the vision tower, where it differs"""
     text_policy: str | None = None
@@ -43,8 +43,8 @@ class TrainConfig(ModelConfig):
     """manifest (.jsonl, .csv, .tsv, Karpathy or LilT .json), or demo"""
     image_root: str | None = None
     """folder that image paths are relative to; default: the manifest's"""
-    output: str = "runs/default"
-    """run folder; one that holds a run is refused unless --resume or --overwrite is given"""
+    output: str | None = None
+    """run folder; one that holds a run is refused unless --resume or --overwrite; default: a new one in runs/"""
     train_split: str = "train"
     """split to train on; train|restval joins two"""
     val_split: str = "val"

@@ -81,8 +81,9 @@ class DualEncoder(nn.Module):
             out = {}
             for name, items, encode in (("image", images, self.encode_image), ("text", texts, self.encode_text)):
                 if items is not None:
-                    items = items if isinstance(items, Tensor) else _several(items)
-                    parts = [encode(items[i : i + batch_size]).cpu() for i in range(0, len(items), batch_size)]  # type: ignore[operator]
+                    several: Any = items if isinstance(items, Tensor) else _several(items)
+                    starts = range(0, len(several), batch_size)
+                    parts = [encode(several[i : i + batch_size]).cpu() for i in starts]
                     out[name] = torch.cat(parts) if parts else torch.zeros(0, self.core.projection.dim)
             return out
         finally:
@@ -91,7 +92,9 @@ class DualEncoder(nn.Module):
     def save(self, folder: str | Path, metrics: dict[str, Any] | None = None, overwrite: bool = False) -> Path:
         """Write the trained tensors and their contract; a folder that holds a checkpoint is refused unless asked."""
         if checkpoint.holds_run(folder) and not overwrite:
-            raise ValueError(f"{folder} already holds a checkpoint; nothing was written: pass overwrite=True or another folder")
+            raise ValueError(
+                f"{folder} already holds a checkpoint; nothing was written: pass overwrite=True or another folder"
+            )
         return checkpoint.save(self.core, self.config, folder, metrics)
 
     def _device(self) -> torch.device:
@@ -124,5 +127,3 @@ def load(
 
 def _several(items: Any) -> list[Any]:
     return [items] if isinstance(items, (str, Path, Image.Image)) else list(items)
-
-

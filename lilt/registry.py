@@ -85,7 +85,7 @@ def parse_call(text: str) -> Call:
     kwargs: dict[str, str] = {}
     for part in split_top(rest[:-1], ",") if rest[:-1].strip() else []:
         key, equals, value = part.partition("=")
-        if equals:
+        if equals and "(" not in key:  # the = of a nested call is its own
             kwargs[key.strip()] = value.strip()
         elif kwargs:
             raise ValueError(f"in {text!r} the plain value {part!r} follows a key=value; write {part!r} first")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,7 @@ from lilt.dual import load
 from lilt.evaluate import evaluate_retrieval, flat
 from lilt.model import TwoTower
 from lilt.train import Outcome, RunLog, Trainer, read_metrics
-from lilt.train.log import BAD_IMAGES, METRICS
-from lilt.train.state import STATE
-
-CONFIG = "config.yaml"
-# what may differ between a run and its continuation without changing a single number
-_FREE = ("resume", "overwrite", "output", "workers", "log_every", "max_bad_share", "image_root", "data")
+from lilt.train.folder import CONFIG, check_folder, new_folder, open_folder
 
 
 @dataclass(frozen=True)
@@ -42,16 +38,19 @@ class Report:
 
 def align(config: TrainConfig, console: Console) -> Report:
     """Train as configured and write the run folder; Ctrl-C saves the state and returns an unfinished report."""
-    folder = Path(config.output)
-    _claim(config, folder)
     accelerator = _accelerator(config)
-    splits = build_splits(config)
+    config = replace(config, output=config.output or new_folder(config))
+    folder = Path(config.output or "")
+    check_folder(config, folder)
     core = build_model(config)
+    splits = build_splits(config)
     dataset, collate = build_pairs(config, core, splits.train)
+    open_folder(config, folder)
     core.to(accelerator.device)
     with RunLog(folder, console) as log:
         _announce(log, config, core, len(dataset), dataset.table.cut)
-        before = _before(config, core, splits.test, log)
+        look = partial(measure, max_tokens=config.eval_tokens, workers=config.workers)
+        before = _before(config, core, splits.test, log, look)
         trainer = Trainer(
             core,
             dataset,
@@ -59,14 +58,14 @@ def align(config: TrainConfig, console: Console) -> Report:
             config,
             accelerator,
             log,
-            validate=(lambda model: flat(_measure(config, model, splits.val, log, "validation"))) if splits.val else None,
+            validate=(lambda model: flat(look(model, splits.val, log, "validation"))) if splits.val else None,
             save=lambda model, values: _save(model, config, folder, values),
         )
         outcome = trainer.run()
         after = None
         if outcome.finished:
             checkpoint.restore(core, folder)
-            after = _measure(config, core, splits.test, log, "test") if splits.test else None
+            after = look(core, splits.test, log, "test") if splits.test else None
             _finish(config, core, folder, log, outcome, after)
     adapter = folder / checkpoint.ADAPTER
     return Report(
@@ -78,40 +77,6 @@ def align(config: TrainConfig, console: Console) -> Report:
         adapter.stat().st_size if adapter.exists() else 0,
         folder,
     )
-
-
-def _claim(config: TrainConfig, folder: Path) -> None:
-    """Make the run folder ours: new, continued, or emptied of an old run when asked."""
-    if config.resume:
-        _same_settings(config, folder)
-        return
-    if distributed.is_main():
-        if checkpoint.holds_run(folder):
-            if not config.overwrite:
-                raise ValueError(
-                    f"{folder} already holds a run; nothing was changed: go on with --resume, replace it with --overwrite, "
-                    "or give another --output"
-                )
-            for name in (checkpoint.ADAPTER, checkpoint.CONTRACT, checkpoint.CARD, METRICS, BAD_IMAGES, CONFIG):
-                (folder / name).unlink(missing_ok=True)
-            for name in (STATE, f"{STATE}.old", f"{STATE}.tmp"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = asdict(config) | {"resume": False, "overwrite": False}
-        (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-
-
-def _same_settings(config: TrainConfig, folder: Path) -> None:
-    file = folder / CONFIG
-    if not file.is_file():
-        raise ValueError(f"{folder} holds no run to resume; expected {file}; start it without --resume")
-    then = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for name, now in asdict(config).items():
-        if name not in _FREE and then.get(name) != now:
-            raise ValueError(
-                f"the run in {folder} was started with {name}={then.get(name)}, not {now}; go on with its own settings: "
-                f"--config {file} --resume"
-            )
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -132,7 +97,17 @@ def _announce(log: RunLog, config: TrainConfig, core: TwoTower, pairs: int, cut:
         log.say(f"{cut:,} captions are longer than the context and were cut")
 
 
-def _measure(config: TrainConfig, core: TwoTower, samples: list[Sample], log: RunLog, name: str) -> dict[str, Any]:
+def measure(
+    core: TwoTower,
+    samples: list[Sample],
+    log: RunLog,
+    name: str,
+    *,
+    max_tokens: int | None,
+    workers: int,
+    batch_size: int = 128,
+) -> dict[str, Any]:
+    """Return the recalls of a model on samples, with a bar of that name."""
     bar = log.bar(name, len(samples))
     done = 0
 
@@ -141,14 +116,15 @@ def _measure(config: TrainConfig, core: TwoTower, samples: list[Sample], log: Ru
         done += count * distributed.world_size()
         log.move(bar, done)
 
-    result = evaluate_retrieval(
-        core, samples, batch_size=128, max_tokens=config.eval_tokens, workers=config.workers, advance=advance
-    )
+    options = {"max_tokens": max_tokens, "workers": workers, "batch_size": batch_size}
+    result = evaluate_retrieval(core, samples, advance=advance, **options)
     log.close(bar)
     return result
 
 
-def _before(config: TrainConfig, core: TwoTower, test: list[Sample], log: RunLog) -> dict[str, Any] | None:
+def _before(
+    config: TrainConfig, core: TwoTower, test: list[Sample], log: RunLog, look: Callable[..., dict[str, Any]]
+) -> dict[str, Any] | None:
     """Return the recalls of the untrained model, measured once in the life of a run."""
     if not test:
         return None
@@ -156,7 +132,7 @@ def _before(config: TrainConfig, core: TwoTower, test: list[Sample], log: RunLog
         known = [r for r in read_metrics(log.folder) if r.get("split") == "test" and r.get("step") == 0]
         if known:
             return dict(known[0]["result"])
-    result = _measure(config, core, test, log, "test before training")
+    result = look(core, test, log, "test before training")
     log.metrics({"step": 0, "split": "test", "result": result})
     return result
 
@@ -187,17 +163,16 @@ def _finish(
 
 
 def evaluate_folder(
-    run: str, data: str | None, image_root: str | None, split: str, batch_size: int, workers: int
+    run: str, data: str | None, image_root: str | None, split: str, console: Console, **options: Any
 ) -> dict[str, Any]:
     """Load a checkpoint and return its recalls on a split, by default of the data it was trained on."""
-    model = load(run)
     trained_with = Path(run) / CONFIG
+    model = load(run)
     if data is None:
         if not trained_with.is_file():
             raise ValueError(f"{run} does not say which data it was trained on; name a manifest with --data")
         settings = yaml.safe_load(trained_with.read_text(encoding="utf-8"))
         data, image_root = settings["data"], image_root or settings["image_root"]
     samples = read_split(data, split, image_root)
-    return evaluate_retrieval(
-        model.core, samples, batch_size=batch_size, max_tokens=model.config.eval_tokens, workers=workers
-    )
+    with RunLog(Path(run), console) as log:
+        return measure(model.core, samples, log, split, max_tokens=model.config.eval_tokens, **options)

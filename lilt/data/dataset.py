@@ -61,7 +61,9 @@ class PairDataset(Dataset[Pair]):
         seed: int = 0,
     ):
         if captions not in ("one", "all"):
-            raise ValueError(f"captions={captions!r}; expected 'one' (a random one per image and epoch) or 'all'; choose one")
+            raise ValueError(
+                f"captions={captions!r}; expected 'one' (a random one per image and epoch) or 'all'; choose one"
+            )
         texts = sorted({c for s in samples for c in s.captions})
         number = {text: i for i, text in enumerate(texts)}
         self.paths = [str(s.image) for s in samples]
@@ -69,7 +71,9 @@ class PairDataset(Dataset[Pair]):
         self.table = TokenTable(texts, tokenizer, max_tokens)
         self.transform = transform
         self.seed = seed
-        self.every = [(i, c) for i, ids in enumerate(self.texts) for c in range(len(ids))] if captions == "all" else None
+        self.every = (
+            [(i, c) for i, ids in enumerate(self.texts) for c in range(len(ids))] if captions == "all" else None
+        )
 
     def __len__(self) -> int:
         return len(self.every) if self.every is not None else len(self.paths)

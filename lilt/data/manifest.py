@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lilt.registry import nearest
@@ -38,7 +39,9 @@ def read_manifest(path: str | Path, image_root: str | Path | None = None) -> lis
     root = Path(image_root) if image_root is not None else file.parent
     readers = {".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".json": _json}
     if file.suffix not in readers:
-        raise ValueError(f"manifest {file}: unknown ending {file.suffix!r}; expected {', '.join(readers)}; rename or convert")
+        raise ValueError(
+            f"manifest {file}: unknown ending {file.suffix!r}; expected {', '.join(readers)}; rename or convert"
+        )
     joined: dict[tuple[str, str], list[str]] = {}
     for where, record in readers[file.suffix](file):
         image, captions, split = _fields(where, record)
@@ -58,41 +61,62 @@ def select(samples: list[Sample], split: str, source: str = "manifest") -> list[
     return [s for s in samples if s.split in wanted]
 
 
+def _text(file: Path) -> str:
+    """Read a file as UTF-8, with or without the byte order mark of spreadsheets."""
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{file.name} line {line}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+
+
 def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file.name} line {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not JSON ({error.msg}); expected one object a line; mend the line") from None
-            yield where, record
+    # not splitlines: a caption may hold a bare U+2028
+    for number, line in enumerate(_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{file.name} line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON ({error.msg}); expected one object a line; mend the line") from None
+        yield where, record
 
 
 def _table(file: Path) -> Iterator[tuple[str, Any]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
-        try:
-            for record in reader:
-                yield f"{file.name} line {reader.line_num}", record
-        except csv.Error as error:
-            raise ValueError(f"{file.name} line {reader.line_num}: {error}; expected a plain table; mend the line") from None
+    lines = io.StringIO(_text(file), newline="")
+    reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+    try:
+        for record in reader:
+            where = f"{file.name} line {reader.line_num}"
+            if None in record:  # an unquoted comma would cut the caption short
+                headings, surplus = len(record) - 1, len(record[None])
+                raise ValueError(
+                    f"{where}: {headings + surplus} cells under {headings} headings; expected one each; put quotes "
+                    "around a text with a separator in it"
+                )
+            yield where, record
+    except csv.Error as error:
+        raise ValueError(
+            f"{file.name} line {reader.reader.line_num}: {error}; expected a plain table; mend the line"
+        ) from None
 
 
 def _json(file: Path) -> Iterator[tuple[str, Any]]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(_text(file))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file.name} line {error.lineno}: not JSON ({error.msg}); mend the file") from None
     # Karpathy: {"images": [{filepath, filename, sentences: [{raw}], split}]}; LilT: [{image, caption, …}]
     records = content.get("images") if isinstance(content, dict) else content
     if not isinstance(records, list):
-        raise ValueError(f"{file.name}: expected a list of samples, or an object with a list 'images'; convert the file")
+        raise ValueError(
+            f"{file.name}: expected a list of samples, or an object with a list 'images'; convert the file"
+        )
     for number, record in enumerate(records, 1):
         if isinstance(record, dict) and "filename" in record and "filepath" in record:
-            record = {**record, "image": f"{record['filepath']}/{record['filename']}"}
+            record = {**record, "image": str(PurePosixPath(record["filepath"], record["filename"]))}
         yield f"{file.name} entry {number}", record
 
 
@@ -101,7 +125,9 @@ def _fields(where: str, record: Any) -> tuple[str, list[str], str]:
         raise ValueError(f"{where}: expected an object with image and captions, not {type(record).__name__}; mend it")
     image = next((record[k] for k in IMAGE_KEYS if isinstance(record.get(k), str) and record[k]), None)
     if image is None:
-        raise ValueError(f"{where}: no image; expected a path under {', '.join(IMAGE_KEYS)}; add one or remove the line")
+        raise ValueError(
+            f"{where}: no image; expected a path under {', '.join(IMAGE_KEYS)}; add one or remove the line"
+        )
     key = next((k for k in CAPTION_KEYS if k in record), None)
     if key is None:
         raise ValueError(f'{where}: no captions; expected a list under "captions"; add one or remove the line')

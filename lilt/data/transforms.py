@@ -18,7 +18,7 @@ Transform = Callable[[Image.Image], Tensor]
 augmentations: Registry[Callable[..., v2.Transform]] = Registry("augmentation")
 
 
-class Rot90(v2.Transform):
+class Rot90(v2.Transform):  # type: ignore[misc]
     """Turn the picture by a random multiple of 90 degrees."""
 
     def forward(self, *inputs: Any) -> Any:
@@ -76,8 +76,8 @@ def train_transform(contract: ImageContract, augment: str) -> Transform:
         return eval_transform(contract)
     if contract.transform is not None:
         raise ValueError(
-            f"augment={augment!r} needs to know the tower's normalisation, and its preprocess is a plain callable; pass "
-            "lilt.ImageContract(image_px=…, mean=…, std=…) instead, or augment=none"
+            f"augment={augment!r} needs to know the tower's normalisation, and its preprocess is a plain callable; "
+            "pass lilt.ImageContract(image_px=…, mean=…, std=…) instead, or augment=none"
         )
     px, mode = contract.image_px, InterpolationMode(contract.interpolation)
     calls = [parse_call(part) for part in split_top(augment, "+")]
@@ -85,7 +85,9 @@ def train_transform(contract: ImageContract, augment: str) -> Transform:
     for call in calls:
         make = augmentations[call.name]
         fields = {
-            k: p.annotation for k, p in inspect.signature(make, eval_str=True).parameters.items() if k not in ("px", "mode")
+            k: p.annotation
+            for k, p in inspect.signature(make, eval_str=True).parameters.items()
+            if k not in ("px", "mode")
         }
         steps.append(construct(lambda make=make, **options: make(px, mode, **options), call, fields))
     if not any(call.name == "crop" for call in calls):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lilt.demo.ceiling import bag_of_words_ceiling
-from lilt.demo.manifest import manifest
+from lilt.demo.generate import manifest
 from lilt.demo.render import render
 from lilt.demo.scenes import Scene, sample
 

@@ -108,7 +108,9 @@ def _embed_texts(
     tokenizer: Tokenizer = model.text.contract  # type: ignore[assignment]
     table = TokenTable(texts, tokenizer, max_tokens)
     # captions of one length together waste no padding
-    order = torch.argsort(table.offsets[1:] - table.offsets[:-1], stable=True)[distributed.rank() :: distributed.world_size()]
+    order = torch.argsort(table.offsets[1:] - table.offsets[:-1], stable=True)[
+        distributed.rank() :: distributed.world_size()
+    ]
     parts = []
     for chunk in order.split(batch_size):
         tokens = tokenizer.pad([table[int(i)] for i in chunk])
@@ -124,8 +126,8 @@ def evaluate_retrieval(model: TwoTower, samples: Sequence[Sample], **options: An
     embedded = embed_split(model, samples, **options)
     if len(embedded.image) == 0:
         raise ValueError(
-            f"none of the {len(samples)} images could be read (first: {embedded.faults[0]}); expected image files; check "
-            "--image_root"
+            f"none of the {len(samples)} images could be read (first: {embedded.faults[0]}); expected image files; "
+            "check --image_root"
         )
     result = retrieval(embedded.image, embedded.text, embedded.owner)
     result["num_unreadable"] = embedded.expected_images - len(embedded.image)

@@ -13,8 +13,9 @@ RANKS = (1, 5, 10)
 def retrieval(image: Tensor, text: Tensor, owner: Tensor, chunk: int = 512) -> dict[str, Any]:
     """Return R@1/5/10 (percent) and median rank both ways, and their mean recall.
 
-    image (N, D) and text (M, D) have unit rows; owner (M,) says which image each text belongs to. An image is found when
-    any of its captions is; a rank is 1 + the number of wrong answers that score at least as high as the best right one.
+    image (N, D) and text (M, D) have unit rows; owner (M,) says which image each text belongs to. An image is found
+    when any of its captions is; a rank is 1 + the number of wrong answers that score at least as high as the best right
+    one.
     Raises ValueError for an image without a caption.
     """
     counts = torch.bincount(owner, minlength=len(image))
@@ -59,7 +60,7 @@ def image_to_text_ranks(image: Tensor, text: Tensor, owner: Tensor, chunk: int =
 
 
 def _scores(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Return cosines in which equal rows tie exactly: summed in float64, where the order of summation is out of reach."""
+    """Return cosines in which equal rows tie exactly: summed in float64, where the order of summation is lost."""
     if ours.device.type == "mps":  # has no float64
         ours, theirs = ours.cpu(), theirs.cpu()
     return (ours.double() @ theirs.double().T).float().to(ours.device)

@@ -20,8 +20,8 @@ def softmax_contrastive(
 
     image and text (G, D) are already gathered and have unit rows; rows selects the B that are ours; scale > 0 is a
     scalar. positives (B, G) is boolean, by default row i belongs to column rows.start + i; several positives share the
-    weight. ignored (B, G) pairs count neither as positive nor as negative. valid (G,) excludes padding rows. The mean of
-    the returned value over ranks is the loss of the joint batch.
+    weight. ignored (B, G) pairs count neither as positive nor as negative. valid (G,) excludes padding rows. The
+    mean of the returned value over ranks is the loss of the joint batch.
     Raises ValueError when a valid row has no positive.
     Source: Radford et al. 2021, fig. 3; several positives as in Khosla et al. 2020, L_out.
     """
@@ -32,19 +32,24 @@ def softmax_contrastive(
     out = torch.zeros((), dtype=torch.bool, device=image.device) if ignored is None else ignored & ~positives
     weight = torch.ones(ours, dtype=image.dtype, device=image.device)
     if valid is not None:
-        out, positives = out | ~valid, positives & valid
-        weight = valid[rows].to(image.dtype)
+        real = valid[rows]
+        # a row that is not real keeps all its columns: a sum over none is -inf, and -inf * 0 is NaN
+        out, positives = (out | ~valid) & real.unsqueeze(1), positives & valid
+        weight = real.to(image.dtype)
     if positives.device.type == "cpu" and not bool((positives.any(1) | (weight == 0)).all()):
-        raise ValueError("a row of the batch has no positive; each valid row needs at least its own pair: check positives")
+        raise ValueError(
+            "a row of the batch has no positive; each valid row needs at least its own pair: check positives"
+        )
     share = positives.to(image.dtype)
     share = share / share.sum(1, keepdim=True).clamp(min=1)
-    count = weight.sum() if valid is None else valid.sum() * (ours / total)
+    # our share of the valid rows of the joint batch, so that the mean over ranks is the joint mean
+    count = (total if valid is None else valid.sum().clamp(min=1).to(image.dtype)) * (ours / total)
 
     def direction(ours_: Tensor, theirs: Tensor) -> Tensor:
         logits = (scale * ours_ @ theirs.T).masked_fill(out, float("-inf"))
         # -inf * 0 is NaN, so the ignored columns leave the sum before the product
         chosen = (logits.masked_fill(~positives, 0.0) * share).sum(1)
-        return ((logits.logsumexp(1) - chosen) * weight).sum() / count.clamp(min=1)
+        return ((logits.logsumexp(1) - chosen) * weight).sum() / count
 
     to_text = direction(image[rows], text)
     to_image = direction(text[rows], image)

@@ -26,7 +26,9 @@ class Scale(nn.Module):
     def __init__(self, start: float = 1 / 0.07, low: float = 1.0, high: float = 100.0):
         super().__init__()
         if not 0 < low <= start <= high:
-            raise ValueError(f"scale starts at {start} outside [{low}, {high}]; give 0 < scale_min <= scale <= scale_max")
+            raise ValueError(
+                f"scale starts at {start} outside [{low}, {high}]; give 0 < scale_min <= scale <= scale_max"
+            )
         self.low, self.high = math.log(low), math.log(high)
         self.log = nn.Parameter(torch.tensor(math.log(start)))
 

@@ -70,6 +70,7 @@ class Attach(Edit):
     name: str
     make: Callable[[], nn.Module]
     when: str  # "input": x -> child(x); "output": y -> child(x, y); "block": y -> child(y, attention mask)
+    adds_to: str = ""  # the module's own tensor to whose product the child adds, if it does
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,27 @@ class Plan:
         return sum(edit.count for edit in self.edits)
 
     def __add__(self, other: Plan) -> Plan:
-        taken = {_place(edit): edit for edit in self.edits}
+        """Join two plans. Rules that only open a parameter agree, and the first keeps it; any other overlap is an error."""
+        taken = {_claim(edit): edit for edit in self.edits}
+        added = []
         for edit in other.edits:
-            if (before := taken.get(_place(edit))) is not None:
+            before = taken.get(_claim(edit))
+            if before is None:
+                added.append(edit)
+            elif not (isinstance(before, Open) and isinstance(edit, Open)):
                 raise ValueError(
-                    f"{before.rule} and {edit.rule} both want {edit.path}; a weight has one policy: leave one of them out"
+                    f"{before.rule} and {edit.rule} both want {_claim(edit)}; a weight has one policy: leave one out"
                 )
-        return Plan(self.edits + other.edits)
+        return Plan((*self.edits, *added))
 
 
-def _place(edit: Edit) -> tuple[str, str]:
-    if isinstance(edit, Reparametrize):
-        return (f"{edit.path}.{edit.tensor}".lstrip("."), "")
-    return (edit.path, edit.name if isinstance(edit, Attach) else "")
+def _claim(edit: Edit) -> str:
+    """Name what an edit wants for itself: a parameter, or the name of a new child."""
+    if isinstance(edit, Open):
+        return edit.path
+    assert isinstance(edit, (Attach, Reparametrize))
+    name = edit.tensor if isinstance(edit, Reparametrize) else edit.adds_to or edit.name
+    return f"{edit.path}.{name}".lstrip(".")
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,7 @@ def apply(joint: Plan, tower: Tower) -> None:
     """
     if tower.fates is not None:
         raise ValueError(
-            f"the {tower.side} tower {tower.spec!r} already has a policy; a policy is applied once: build the tower anew"
+            f"the {tower.side} tower {tower.spec!r} already has a policy; it takes one: build the tower anew"
         )
     tower.requires_grad_(False)
     fates: dict[str, Edit] = {}
@@ -223,7 +232,8 @@ def attach(module: nn.Module, name: str, child: nn.Module, when: str) -> None:
     if when == "input":
         module.register_forward_pre_hook(_InputHook(name), with_kwargs=True)
     else:
-        module.register_forward_hook({"output": _OutputHook, "block": _BlockHook}[when](name), with_kwargs=True)
+        hook = _OutputHook(name) if when == "output" else _BlockHook(name)
+        module.register_forward_hook(hook, with_kwargs=True)
 
 
 @dataclass(frozen=True)
@@ -258,7 +268,9 @@ class _BlockHook:
         child = getattr(module, self.name)
         hidden = output if isinstance(output, Tensor) else output[0]
         if hidden.ndim != 3:
-            raise ValueError(f"{self.name} needs tokens (B, L, D) and the block gives {tuple(hidden.shape)}; use adapter")
+            raise ValueError(
+                f"{self.name} needs tokens (B, L, D) and the block gives {tuple(hidden.shape)}; use adapter"
+            )
         # read from the call itself, not from a stored state: a checkpointed block is run again in backward
         changed = child(hidden, attention_mask(args[1:], kwargs, hidden.shape[1]))
         return changed if isinstance(output, Tensor) else (changed, *output[1:])

@@ -71,7 +71,7 @@ class Lora(Policy):
         for target in self.targets.split("|"):
             if target not in TARGETS:
                 raise ValueError(
-                    f"lora: unknown target {target!r}; known: {', '.join(TARGETS)}, joined by |.{nearest(target, TARGETS)}"
+                    f"lora: unknown target {target!r}; join with |: {', '.join(TARGETS)}.{nearest(target, TARGETS)}"
                 )
         if self.r < 1:
             raise ValueError(f"lora: r={self.r}; expected a rank of at least 1; give a positive whole number")
@@ -108,8 +108,8 @@ class Lora(Policy):
         name = f"lora_{piece}" if piece else "lora"
         shape = (d_in, rows, self.r, self.alpha / self.r, start, total)
         if leaf.order is not None and tensor == "weight":
-            make: partial[nn.Module] = partial(Branch, *shape)
-            return Attach(leaf.path, count, self.name, "side branch: its forward is called", self.lr, name, make, "output")
-        make = partial(InWeight, *shape, transposed=transposed)
+            why = "side branch: its forward is called"
+            return Attach(leaf.path, count, self.name, why, self.lr, name, partial(Branch, *shape), "output", tensor)
+        inside = partial(InWeight, *shape, transposed=transposed)
         why = "weight parametrization: read functionally"
-        return Reparametrize(leaf.path, count, self.name, why, self.lr, name, tensor, make)
+        return Reparametrize(leaf.path, count, self.name, why, self.lr, name, tensor, inside)

@@ -20,8 +20,7 @@ def leaves_of(tower: Tower, role: str | None, blocks: Blocks) -> list[Leaf]:
     return [
         leaf
         for leaf in tower.anatomy.leaves
-        if (role is None or leaf.role == role)
-        and (leaf.block in chosen if leaf.block is not None else blocks == ALL)
+        if (role is None or leaf.role == role) and (leaf.block in chosen if leaf.block is not None else blocks == ALL)
     ]
 
 
@@ -109,7 +108,9 @@ class Last(Policy):
     def plan(self, tower: Tower) -> Plan:
         depth = len(tower.anatomy.blocks)
         if not 1 <= self.n <= depth:
-            raise ValueError(f"last({self.n}): the {tower.side} tower {tower.spec!r} has {depth} blocks; give 1 to {depth}")
+            raise ValueError(
+                f"last({self.n}): the {tower.side} tower {tower.spec!r} has {depth} blocks; give 1 to {depth}"
+            )
         chosen = Blocks(f"last:{self.n}").of(depth)
         first = min(leaf.order for leaf in tower.anatomy.leaves if leaf.block in chosen and leaf.order is not None)
         # what runs after the first chosen block and belongs to none: final norm, attention pooling

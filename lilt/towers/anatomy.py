@@ -113,9 +113,12 @@ def survey(body: nn.Module, forward: Callable[[], Any]) -> Anatomy:
     blocks.sort(key=lambda path: order.get(path, len(order)))
     modules = dict(body.named_modules())
     leaves = []
+    seen: set[int] = set()
     for path, module in modules.items():
-        if not any(True for _ in module.parameters(recurse=False)):
+        fresh = {id(p) for p in module.parameters(recurse=False)} - seen
+        if not fresh:  # nothing of its own, or tied to an earlier module as T5's embeddings are
             continue
+        seen |= fresh
         block = next((i for i, b in enumerate(blocks) if path == b or path.startswith(b + ".")), None)
         inside = _within_attention(path, blocks[block] if block is not None else "", modules)
         role = _role(module, block is not None, inside, bool(blocks))

@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
 
 
 class Tokens(NamedTuple):
-    """Token features (B, L, W), which are real (B, L; None: all), and how many lead without content (CLS, registers)."""
+    """Token features (B, L, W), which are real (B, L; None: all), how many lead without content (CLS, registers)."""
 
     features: Tensor
     mask: Tensor | None = None
@@ -66,7 +66,7 @@ class Tower(nn.Module):
 
     def __init__(self, body: nn.Module, side: str, spec: str, pool: str | None, contract: ImageContract | Tokenizer):
         super().__init__()
-        self.body = body
+        self.body: Any = body
         self.side = side
         self.spec = spec
         self.pool = pool or self.default_pool
@@ -121,7 +121,7 @@ class Tower(nn.Module):
         try:
             with torch.no_grad():
                 self.anatomy = survey(self.body, lambda: self._measure())
-        except (RuntimeError, AttributeError, TypeError, IndexError) as error:
+        except (RuntimeError, AttributeError, TypeError, IndexError, AssertionError) as error:
             what = f"its first {layers} blocks" if layers is not None else "an example"
             raise ValueError(
                 f"the {self.side} tower {self.spec!r} does not run on {what}: {error}. Expected (B, width) or tokens; "
@@ -175,7 +175,7 @@ def keep_blocks(tower: Tower, layers: int) -> None:
         assert isinstance(container, (nn.ModuleList, nn.Sequential))
         del container[int(index)]
     config = getattr(body, "config", None)
-    if hasattr(config, "num_hidden_layers"):
+    if config is not None and hasattr(config, "num_hidden_layers"):
         config.num_hidden_layers = layers
 
 

@@ -27,7 +27,9 @@ def fixed_seed(seed: int = 0) -> Iterator[None]:
 def weights_file(path: str) -> str:
     """Return the path of a weights file that exists and has a known ending."""
     if not Path(path).is_file():
-        raise ValueError(f"weights={path}: no such file; expected a .safetensors, .pth, .pt or .bin file; check the path")
+        raise ValueError(
+            f"weights={path}: no such file; expected a .safetensors, .pth, .pt or .bin file; check the path"
+        )
     if Path(path).suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise ValueError(f"weights={path}: unknown ending; expected .safetensors, .pth, .pt or .bin; convert the file")
     return path
@@ -44,15 +46,17 @@ def load_weights(body: nn.Module, path: str) -> None:
             if isinstance(state.get(wrapper), dict):
                 state = state[wrapper]
     own = body.state_dict()
-    prefix = next((p for p in ("", "module.", "model.", f"{_base_prefix(body)}.") if all(p + k in state for k in own)), "")
+    prefix = next(
+        (p for p in ("", "module.", "model.", f"{_base_prefix(body)}.") if all(p + k in state for k in own)), ""
+    )
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     missing = sorted(set(own) - set(state))
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
     if missing or wrong:
         name = (missing + wrong)[0]
         raise ValueError(
-            f"weights={path} does not fit {type(body).__name__}: {len(missing)} tensors missing, {len(wrong)} of another "
-            f"shape (first: {name!r}); give the file of the same architecture"
+            f"weights={path} does not fit {type(body).__name__}: {len(missing)} tensors missing, {len(wrong)} of "
+            f"another shape (first: {name!r}); give the file of the same architecture"
         )
     body.load_state_dict({k: state[k] for k in own})
 
@@ -100,5 +104,7 @@ def py_factory(spec: TowerSpec) -> tuple[nn.Module, Any]:
         made = factory()
     module, contract = made if isinstance(made, tuple) else (made, None)
     if not isinstance(module, nn.Module):
-        raise ValueError(f"py:{spec.name} returned {type(module).__name__}; expected nn.Module or (nn.Module, preprocess)")
+        raise ValueError(
+            f"py:{spec.name} returned {type(module).__name__}; expected nn.Module or (nn.Module, preprocess)"
+        )
     return module, contract

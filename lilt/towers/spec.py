@@ -1,4 +1,4 @@
-"""Tower specs: `timm:NAME`, `hf:NAME_OR_PATH`, `open_clip:ARCH@TAG`, `py:package.module:function`, options as a query."""
+"""Tower specs: `timm:NAME`, `hf:NAME_OR_PATH`, `open_clip:ARCH@TAG`, `py:package.module:function`, with `?options`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def expand(path: str) -> str:
     missing = re.search(r"\$\{?(\w+)", filled)
     if missing:
         name = missing[1]
-        raise ValueError(f"{path!r} needs the environment variable {name}, which is not set; set {name}=… and run again")
+        raise ValueError(
+            f"{path!r} needs the environment variable {name}, which is not set; set {name}=… and run again"
+        )
     return filled
 
 
@@ -52,7 +54,9 @@ class TowerSpec:
                 extra[key] = value
         spec = cls(source, name, extra=extra, **options)  # type: ignore[arg-type]
         if spec.pool is not None and spec.pool not in POOLS:
-            raise ValueError(f"{text}: unknown pool {spec.pool!r}; known: {', '.join(POOLS)}.{nearest(spec.pool, POOLS)}")
+            raise ValueError(
+                f"{text}: unknown pool {spec.pool!r}; known: {', '.join(POOLS)}.{nearest(spec.pool, POOLS)}"
+            )
         return replace(spec, image_px=spec.image_px or image_px)
 
     def refuse_extra(self, allowed: tuple[str, ...] = ()) -> None:

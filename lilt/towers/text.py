@@ -72,7 +72,9 @@ class FixedTokenizer:
         rows = self.call(list(texts)).tolist()
         limit = min(max_tokens or self.context_tokens, self.context_tokens)
         lengths = [max((i + 1 for i, t in enumerate(row) if t != self.pad_id), default=1) for row in rows]
-        cut = sum(length >= self.context_tokens if limit == self.context_tokens else length > limit for length in lengths)
+        cut = sum(
+            length >= self.context_tokens if limit == self.context_tokens else length > limit for length in lengths
+        )
         out = []
         for row, length in zip(rows, lengths, strict=True):
             if length > limit:

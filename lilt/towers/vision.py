@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
@@ -106,7 +107,7 @@ def timm_vision(spec: TowerSpec) -> Tower:
         options["pretrained_cfg_overlay"] = {"file": weights_file(spec.weights), "hf_hub_id": None, "url": ""}
     if not pretrained:
         options["pretrained_cfg_overlay"] = {"hf_hub_id": None, "url": ""}
-    sized = {"img_size": spec.image_px} if spec.image_px else {}
+    sized: dict[str, Any] = {"img_size": spec.image_px} if spec.image_px else {}
     try:
         with fixed_seed():
             try:
@@ -125,10 +126,11 @@ def timm_vision(spec: TowerSpec) -> Tower:
 
 def from_timm(body: nn.Module, label: str, spec: TowerSpec) -> Tower:
     """Wrap a finished timm model: drop the classifier and, when another pool is asked for, its pooling."""
-    data = timm.data.resolve_model_data_config(body)
-    contract = ImageContract(
-        spec.image_px or data["input_size"][-1], data["mean"], data["std"], data["interpolation"], data["crop_pct"]
-    )
+    data = resolve_model_data_config(body)
+    # a model built at another size than it was pretrained at says so in its patch embedding
+    built = getattr(getattr(body, "patch_embed", None), "img_size", None)
+    px = spec.image_px or (built[0] if built else data["input_size"][-1])
+    contract = ImageContract(px, data["mean"], data["std"], data["interpolation"], data["crop_pct"])
     reset: Any = body.reset_classifier
     reset(0)
     if spec.pool not in (None, "own") and getattr(body, "attn_pool", None) is not None:
@@ -151,14 +153,14 @@ def hf_vision(spec: TowerSpec) -> Tower:
     return from_hf_vision(body, f"hf:{spec.name}", spec, AutoImageProcessor.from_pretrained(spec.name, use_fast=True))
 
 
-def from_hf_vision(body: PreTrainedModel, label: str, spec: TowerSpec, processor: Any) -> Tower:
+def from_hf_vision(body: Any, label: str, spec: TowerSpec, processor: Any) -> Tower:
     """Wrap a transformers vision model; a tanh pooler, trained for another task or not at all, is dropped."""
     pooler = getattr(body, "pooler", None)
     if pooler is not None and any(isinstance(m, nn.Linear) for m in pooler.modules()):
         body.pooler = None
-    size = processor.size
+    size: Any = processor.size
     px = spec.image_px or getattr(size, "height", None) or getattr(size, "shortest_edge", None) or 224
-    crop_size = getattr(processor, "crop_size", None)
+    crop_size: Any = getattr(processor, "crop_size", None)
     shortest = getattr(size, "shortest_edge", None)
     crop = crop_size.height / shortest if getattr(processor, "do_center_crop", False) and shortest else 1.0
     names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,7 +94,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(core, optimizer)
         accelerator.register_for_checkpointing(self.schedule, self.place)
         if config.resume:
-            accelerator.load_state(str(find_state(Path(config.output))))
+            accelerator.load_state(str(find_state(log.folder)))
         self.batches.start = self.place.step
         # the loader is ours: Accelerate's would repeat samples to even out batches, which are false negatives here
         self.loader: DataLoader[Any] = DataLoader(
@@ -143,7 +142,7 @@ class Trainer:
                 if self.place.step % every == 0 or last:
                     self._validate()
                 if asked or self.place.step % every == 0 or last:
-                    save_state(self.accelerator, Path(self.config.output))
+                    save_state(self.accelerator, self.log.folder)
                 if asked:
                     break
         self.log.close(bar)
@@ -166,8 +165,9 @@ class Trainer:
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(distributed.mean(loss)):
             raise ValueError(
-                f"the loss is {loss.item()} at step {self.place.step}; the last good checkpoint in {self.config.output} is "
-                f"kept (step {self.place.best_step}): lower --lr or --head_lr, or use --precision no, and go on with --resume"
+                f"the loss is {loss.item()} at step {self.place.step}; the best checkpoint so far (step "
+                f"{self.place.best_step}) and the last state in {self.log.folder} are kept: start again with a "
+                "lower --lr or --head_lr, or with --precision no"
             )
 
     def _agree(self, asked: bool) -> bool:
@@ -179,8 +179,8 @@ class Trainer:
         if bad > self.config.max_bad_share * total:
             raise ValueError(
                 f"{bad} of {total} training images could not be read, more than max_bad_share="
-                f"{self.config.max_bad_share} allows; they are listed in {self.log.folder / BAD_IMAGES}: mend or remove "
-                "them, or raise --max_bad_share"
+                f"{self.config.max_bad_share} allows; they are listed in {self.log.folder / BAD_IMAGES}: mend or "
+                "remove them, or raise --max_bad_share"
             )
         return any(asked for asked, _ in everybody)
 

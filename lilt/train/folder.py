@@ -1,0 +1,68 @@
+"""The run folder: found, refused, opened; a run's settings beside what it wrote."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from lilt import checkpoint, distributed
+from lilt.config import TrainConfig
+from lilt.train.log import BAD_IMAGES, METRICS
+from lilt.train.state import STATE
+
+CONFIG = "config.yaml"
+# what may differ between a run and its continuation without changing a single number
+_FREE = ("resume", "overwrite", "output", "workers", "log_every", "max_bad_share", "image_root")
+
+
+def new_folder(config: TrainConfig) -> str:
+    """Return a folder of runs/ that is not there yet, named after the policy."""
+    if config.resume:
+        raise ValueError("--resume needs to know which run; name its folder with --output, or use its config.yaml")
+    vision, text = config.vision_policy or config.policy, config.text_policy or config.policy
+    words = re.sub(r"[^a-z0-9]+", "_", vision if vision == text else f"{vision}-{text}").strip("_")
+    names = [f"runs/{words}", *(f"runs/{words}-{n}" for n in range(2, 10_000))]
+    free = next(name for name in names if not Path(name).exists())
+    return str(distributed.gather_objects(free)[0])
+
+
+def check_folder(config: TrainConfig, folder: Path) -> None:
+    """Raise before anything is built when the folder holds another run, or none where one should go on."""
+    if config.resume:
+        _same_settings(config, folder)
+    elif checkpoint.holds_run(folder) and not config.overwrite:
+        raise ValueError(
+            f"{folder} already holds a run; nothing was changed: go on with --resume, replace it with --overwrite, or "
+            "give another --output"
+        )
+    distributed.barrier()  # no rank may look after another has begun to write
+
+
+def open_folder(config: TrainConfig, folder: Path) -> None:
+    """Make the run folder, emptied of an old run where that was asked for."""
+    if config.resume or not distributed.is_main():
+        return
+    for name in (checkpoint.ADAPTER, checkpoint.CONTRACT, checkpoint.CARD, METRICS, BAD_IMAGES, CONFIG):
+        (folder / name).unlink(missing_ok=True)
+    for name in (STATE, f"{STATE}.old", f"{STATE}.tmp"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = asdict(config) | {"resume": False, "overwrite": False}
+    (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _same_settings(config: TrainConfig, folder: Path) -> None:
+    file = folder / CONFIG
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no run to resume; expected {file}; start it without --resume")
+    then = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for name, now in asdict(config).items():
+        if name not in _FREE and then.get(name) != now:
+            raise ValueError(
+                f"the run in {folder} was started with {name}={then.get(name)}, not {now}; go on with its own "
+                f"settings: --config {file} --resume"
+            )

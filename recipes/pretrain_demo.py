@@ -1,0 +1,261 @@
+"""Pretrain the two towers of the offline default (lilt/demo/towers), each on one modality only.
+
+Command:   python recipes/pretrain_demo.py --overwrite
+Hardware:  TODO
+Expected:  TODO
+
+Vision sees scenes without captions, text sees captions of other scenes without images: nothing here ever holds a
+pair. Both pools are drawn without regard to the held-out combinations of the test split. That is the honest twin of
+real pretrained towers, which have seen everything in one modality; what is held out is the *pairing*.
+"""
+
+import argparse
+import math
+import random
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import DistilBertConfig, DistilBertForMaskedLM, PreTrainedTokenizerFast
+
+from lilt.demo import TEXT, VISION
+from lilt.demo.captions import captions
+from lilt.demo.lexicon import words
+from lilt.demo.render import render
+from lilt.demo.scenes import IMAGE_PX, stream
+
+WIDTH, DEPTH, HEADS = 128, 4, 4
+PATCH_PX = 8
+MEAN, STD = 0.5, 0.25
+HIDDEN_PIXEL = 3.0  # after normalisation, beyond white: a hidden patch cannot be taken for background
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CONTEXT = 64
+IMAGE_POOL_SEED, TEXT_POOL_SEED = 1_000_000, 2_000_000  # added to --seed; the demo set itself draws from other seeds
+
+
+def pixel_pool(count: int, seed: int) -> Tensor:
+    """Unlabelled scenes as bytes (count, 3, H, W)."""
+    scenes = stream(seed)
+    pixels = bytearray(b"".join(render(next(scenes)).tobytes() for _ in range(count)))
+    shape = (count, IMAGE_PX, IMAGE_PX, 3)
+    return torch.frombuffer(pixels, dtype=torch.uint8).view(shape).permute(0, 3, 1, 2).contiguous()
+
+
+def caption_pool(scenes: int, seed: int) -> list[str]:
+    """Captions whose images are never drawn."""
+    drawn, rng = stream(seed), random.Random(seed)
+    return [caption for _ in range(scenes) for caption in captions(next(drawn), rng)]
+
+
+def vision_tower() -> Any:
+    """A small timm ViT whose position embedding starts as sines: from noise, places take 4x the steps to emerge."""
+    tower: Any = timm.create_model(
+        "vit_tiny_patch16_224",
+        num_classes=0,
+        img_size=IMAGE_PX,
+        patch_size=PATCH_PX,
+        embed_dim=WIDTH,
+        depth=DEPTH,
+        num_heads=HEADS,
+    )
+    place = torch.arange(IMAGE_PX // PATCH_PX).float()
+    angles = place[:, None] / 100 ** torch.linspace(0, 1, WIDTH // 4)
+    line = torch.cat([angles.sin(), angles.cos()], 1)
+    side = len(place)
+    grid = torch.cat([line.expand(side, -1, -1), line[:, None].expand(-1, side, -1)], 2)
+    with torch.no_grad():
+        tower.pos_embed.copy_(F.pad(grid.flatten(0, 1), (0, 0, 1, 0))[None])
+    return tower
+
+
+class MaskedImages(nn.Module):
+    """Masked image modelling twice over: each patch redraws itself, and CLS alone redraws the whole image.
+
+    The second half puts what and where into CLS, which the patches' own task leaves empty.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = vision_tower()
+        pixels = 3 * PATCH_PX**2
+        self.patch = nn.Linear(WIDTH, pixels)
+        self.whole = nn.Sequential(
+            nn.Linear(WIDTH, 512), nn.GELU(), nn.Linear(512, pixels * (IMAGE_PX // PATCH_PX) ** 2)
+        )
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of normalised images (B, 3, H, W)."""
+        target = F.pixel_unshuffle(images, PATCH_PX).flatten(2).mT  # (B, patches, pixels of a patch)
+        share = torch.rand(len(images), 1, generator=generator) * 0.75
+        hidden = torch.rand(target.shape[:2], generator=generator) < share
+        side = IMAGE_PX // PATCH_PX
+        cover = hidden.view(-1, 1, side, side).repeat_interleave(PATCH_PX, 2).repeat_interleave(PATCH_PX, 3)
+        tokens = self.tower.forward_features(images.masked_fill(cover, HIDDEN_PIXEL))
+        whole = self.whole(tokens[:, 0]).view_as(target)
+        return F.mse_loss(self.patch(tokens[:, 1:][hidden]), target[hidden]) + F.mse_loss(whole, target)
+
+
+class MaskedCaptions(nn.Module):
+    """Masked-language modelling twice over: hidden words are guessed in place, and CLS alone retells the caption."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        config = DistilBertConfig(
+            vocab_size=vocabulary,
+            dim=WIDTH,
+            n_layers=DEPTH,
+            n_heads=HEADS,
+            hidden_dim=4 * WIDTH,
+            max_position_embeddings=CONTEXT,
+            dropout=0.0,
+            attention_dropout=0.0,
+        )
+        self.model = DistilBertForMaskedLM(config)
+        self.whole = nn.Sequential(nn.Linear(WIDTH, 512), nn.GELU(), nn.Linear(512, CONTEXT * WIDTH))
+
+    def forward(self, ids: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of token ids (B, L), padded with 0."""
+        hidden = (torch.rand(ids.shape, generator=generator) < torch.rand(len(ids), 1, generator=generator) * 0.6) & (
+            ids >= len(SPECIAL_TOKENS)
+        )
+        masked = ids.masked_fill(hidden, SPECIAL_TOKENS.index("[MASK]"))
+        states = self.model.distilbert(input_ids=masked, attention_mask=(ids != 0).long()).last_hidden_state
+        words_told = ids != SPECIAL_TOKENS.index("[PAD]")
+        whole = self.whole(states[:, 0]).view(len(ids), CONTEXT, WIDTH)[:, : ids.shape[1]]
+        return F.cross_entropy(self.guess(states[hidden]), ids[hidden]) + F.cross_entropy(
+            self.guess(whole[words_told]), ids[words_told]
+        )
+
+    def guess(self, states: Tensor) -> Tensor:
+        """States (N, width) -> the logits of each word (N, vocabulary)."""
+        return self.model.vocab_projector(self.model.vocab_layer_norm(F.gelu(self.model.vocab_transform(states))))
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token per word of the texts, in alphabetical order behind the special tokens."""
+    vocabulary = [*SPECIAL_TOKENS, *sorted({",", ".", ":"} | {word for text in texts for word in words(text)})]
+    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")]
+    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=CONTEXT, **names)
+
+
+def fit(pretext: nn.Module, batch: Callable[[], Tensor], steps: int, generator: torch.Generator, name: str) -> None:
+    """Train for some steps: Muon for the matrices inside the blocks, AdamW for all else, warm-up and cosine."""
+    inside = {id(p) for n, p in pretext.named_parameters() if p.ndim == 2 and (".blocks." in n or ".layer." in n)}
+    matrices = [p for p in pretext.parameters() if id(p) in inside]
+    others = [p for p in pretext.parameters() if id(p) not in inside]
+    # AdamW alone needs about 4x the steps for the same vision loss
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.05),
+        torch.optim.AdamW(others, lr=1.5e-3),
+    ]
+    schedules = [LambdaLR(optimizer, lambda step: _rate(step, steps)) for optimizer in optimizers]
+    columns = [
+        *Progress.get_default_columns()[:3],
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    ]
+    pretext.train()
+    with Progress(*columns) as progress:
+        task = progress.add_task(name, total=steps, loss="")
+        for _ in range(steps):
+            loss = pretext(batch(), generator)
+            loss.backward()
+            nn.utils.clip_grad_norm_(pretext.parameters(), 1.0)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
+            pretext.zero_grad()
+            progress.update(task, advance=1, loss=f"loss {loss.item():.3f}")
+
+
+def _rate(step: int, steps: int) -> float:
+    return min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def pretrain_vision(folder: Path, steps: int, batch_size: int, pool: int, seed: int) -> None:
+    """Write a folder for timm.create_model("local-dir:FOLDER", pretrained=True)."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    pixels = pixel_pool(pool, IMAGE_POOL_SEED + seed)
+    pretext = MaskedImages()
+
+    def batch() -> Tensor:
+        rows = torch.randint(pool, (batch_size,), generator=generator)
+        return (pixels[rows].float() / 255 - MEAN) / STD
+
+    fit(pretext, batch, steps, generator, "vision")
+    own = {
+        "input_size": [3, IMAGE_PX, IMAGE_PX],
+        "mean": [MEAN] * 3,
+        "std": [STD] * 3,
+        "crop_pct": 1.0,
+        "tag": "lilt_demo",
+    }
+    timm.models.save_for_hf(
+        pretext.tower.half(),
+        str(folder),
+        model_config={"pretrained_cfg": {**own, "interpolation": "bicubic"}},
+        safe_serialization=True,
+    )
+
+
+def pretrain_text(folder: Path, steps: int, batch_size: int, pool: int, seed: int) -> None:
+    """Write a folder for AutoModel.from_pretrained and AutoTokenizer.from_pretrained."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    texts = caption_pool(pool, TEXT_POOL_SEED + seed)
+    tokenizer = word_tokenizer(texts)
+    ids = tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
+    pretext = MaskedCaptions(len(tokenizer))
+
+    def batch() -> Tensor:
+        rows = ids[torch.randint(len(ids), (batch_size,), generator=generator)]
+        return rows[:, : int((rows != 0).sum(1).max())]
+
+    fit(pretext, batch, steps, generator, "text")
+    pretext.model.distilbert.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    """Pretrain both towers, or one."""
+    parser = argparse.ArgumentParser(description="Pretrain the towers of the offline default.")
+    parser.add_argument("--vision", type=Path, default=VISION, help="folder to write")
+    parser.add_argument("--text", type=Path, default=TEXT, help="folder to write")
+    parser.add_argument("--only", choices=("vision", "text"), help="leave the other tower as it is")
+    parser.add_argument("--vision-steps", type=int, default=1000)
+    parser.add_argument("--text-steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--pool", type=int, default=20000, help="scenes per modality")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true")
+    args = parser.parse_args()
+    runs = {
+        "vision": (pretrain_vision, args.vision, args.vision_steps),
+        "text": (pretrain_text, args.text, args.text_steps),
+    }
+    chosen = [run for name, run in runs.items() if args.only in (None, name)]
+    for _, folder, _ in chosen:
+        if folder.exists() and not args.overwrite:
+            parser.error(f"{folder} exists; a tower would be lost: give --overwrite, or another folder")
+    for pretrain, folder, steps in chosen:
+        shutil.rmtree(folder, ignore_errors=True)
+        pretrain(folder, steps, args.batch_size, args.pool, args.seed)
+
+
+if __name__ == "__main__":
+    main()
