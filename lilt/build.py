@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from lilt import demo
 from lilt.config import ModelConfig, TrainConfig
-from lilt.data import Collate, PairDataset, Sample, read_manifest, select, train_transform
+from lilt.data import Collate, PairDataset, Sample, read_manifest, read_references, select, train_transform
 from lilt.model import Scale, TwoTower, build_projection
 from lilt.policies import apply, parse_policy, plan
 from lilt.towers import ImageContract, Tokenizer, build_tower, expand
@@ -43,25 +44,30 @@ def build_model(
 
 @dataclass(frozen=True)
 class Splits:
-    """The samples of each part; validation and test may be empty."""
+    """The samples of each part (validation and test may be empty), and numbers to read the test result against."""
 
     train: list[Sample]
     val: list[Sample]
     test: list[Sample]
+    references: dict[str, float]
+
+
+def manifest_path(data: str) -> Path:
+    """Return the manifest of a path, or of a named set, which is written on first use."""
+    return DATA[data]() if data in DATA else Path(expand(data))
 
 
 def read_split(data: str, split: str, image_root: str | None = None) -> list[Sample]:
-    """Read one split of a manifest or a named set; `none` is empty."""
-    if split == "none":
-        return []
-    path = str(DATA[data]()) if data in DATA else expand(data)
-    return select(read_manifest(path, expand(image_root) if image_root else None), split, data)
+    """Read one split of a manifest or a named set."""
+    return select(read_manifest(manifest_path(data), _root(image_root)), split, data)
 
 
 def build_splits(config: TrainConfig) -> Splits:
-    """Read the three splits of a training run."""
+    """Read the three splits of a training run; `none` is empty."""
+    path = manifest_path(config.data)
+    samples = read_manifest(path, _root(config.image_root))
     train, val, test = (
-        read_split(config.data, split, config.image_root)
+        [] if split == "none" else select(samples, split, config.data)
         for split in (config.train_split, config.val_split, config.test_split)
     )
     if not train:
@@ -69,7 +75,11 @@ def build_splits(config: TrainConfig) -> Splits:
     if config.max_images is not None and config.max_images < len(train):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))
         train = [train[i] for i in sorted(order[: config.max_images].tolist())]
-    return Splits(train, val, test)
+    return Splits(train, val, test, read_references(path, config.test_split))
+
+
+def _root(image_root: str | None) -> str | None:
+    return expand(image_root) if image_root else None
 
 
 def build_pairs(config: TrainConfig, model: TwoTower, samples: list[Sample]) -> tuple[PairDataset, Collate]:

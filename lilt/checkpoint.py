@@ -71,8 +71,12 @@ def read_contract(folder: str | Path) -> dict[str, Any]:
     source = Path(folder)
     if not (source / CONTRACT).is_file() or not (source / ADAPTER).is_file():
         raise ValueError(f"{source} holds no lilt checkpoint; expected {CONTRACT} and {ADAPTER}; check the path")
-    contract: dict[str, Any] = json.loads((source / CONTRACT).read_text(encoding="utf-8"))
-    if contract["format"] > FORMAT:
+    try:
+        contract: dict[str, Any] = dict(json.loads((source / CONTRACT).read_text(encoding="utf-8")))
+        newer = contract["format"] > FORMAT
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{source / CONTRACT} is not a contract of lilt ({error!r}); copy the folder again") from None
+    if newer:
         raise ValueError(f"{source} has format {contract['format']}, this lilt reads up to {FORMAT}; upgrade lilt")
     if _sha256(source / ADAPTER) != contract["adapter_sha256"]:
         raise ValueError(

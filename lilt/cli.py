@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"unknown command {name!r}; known: {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}")
         return COMMANDS[name](argv[1:])
     except jsonargparse.ArgumentError as error:
-        message = _with_nearest(str(error))
+        message = _with_nearest(str(error), name)
     except (ValueError, OSError) as error:
         message = str(error)
     except KeyboardInterrupt:
@@ -48,19 +48,20 @@ def _usage() -> str:
     return f"usage: lilt COMMAND \\[options]   (lilt COMMAND --help lists the options)\n\n{lines}"
 
 
-def _with_nearest(message: str) -> str:
+def _with_nearest(message: str, command: str) -> str:
     """Add the nearest known option to jsonargparse's complaint about an unknown one."""
-    found = re.search(r"[Uu]nrecognized arguments?: -*([\w-]+)|[Kk]ey ['\"]?(\w+)['\"]? is not expected", message)
+    found = re.search(r"[Uu]nrecognized arguments?: -*([\w-]+)|(?:[Kk]ey|Option) ['\"]?(\w+)['\"]? is not", message)
     if found is None:
         return message
     key = (found[1] or found[2]).replace("-", "_")
-    return f"unknown option {key!r}; lilt train --help lists all.{nearest(key, FIELDS)}"
+    known = FIELDS if command == "train" else []
+    return f"unknown option {key!r}; lilt {command} --help lists all.{nearest(key, known)}"
 
 
 def parse_train(argv: Sequence[str]) -> TrainConfig:
     """Parse the options of `lilt train`; a --config file is overridden by what follows it."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="lilt train", description="Align two towers.", exit_on_error=False)
+    parser = ArgumentParser(prog="lilt train", description="Align two towers.", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a recipe (.yaml)")
     parser.add_class_arguments(TrainConfig, as_group=False)
     given: Namespace = parser.parse_args([_flag(a) for a in argv])
@@ -105,8 +106,10 @@ def _report_table(report: Any) -> Table:
     if report.after:
         before = f"{report.before['mean_recall']:.2f}" if report.before else "-"
         table.add_row("mean recall", before, f"{report.after['mean_recall']:.2f}")
+        for name, value in report.references.items():
+            table.add_row(name, "", f"{value:.2f}")
         chance = 100 / report.after["num_images"]
-        table.add_row("chance of text→image R@1", "", f"{chance:.2f}", end_section=True)
+        table.add_row("text→image R@1 of chance", "", f"{chance:.2f}", end_section=True)
     table.add_row("trained values", "", f"{report.trained:,} ({100 * report.trained / report.total:.2f} %)")
     table.add_row("best step (by validation)", "", f"{place.best_step} of {report.outcome.steps}")
     table.add_row("seconds", "", f"{place.seconds:.1f}")
@@ -119,7 +122,7 @@ def _report_table(report: Any) -> Table:
 
 def evaluate(argv: Sequence[str]) -> int:
     """Measure the retrieval recalls of a checkpoint on a split."""
-    parser = ArgumentParser(prog="lilt evaluate", exit_on_error=False)
+    parser = ArgumentParser(prog="lilt evaluate", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("run", help="folder of a checkpoint")
     parser.add_argument("--data", default="", help="manifest, or demo; default: the one of the run")
     parser.add_argument("--image_root", default="", help="folder that image paths are relative to")
@@ -149,7 +152,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
 def policies(argv: Sequence[str]) -> int:
     """List the tuning policies, what they train and what they can do."""
-    parser = ArgumentParser(prog="lilt policies", exit_on_error=False)
+    parser = ArgumentParser(prog="lilt policies", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON list and nothing else")
     given = parser.parse_args(list(argv))
     from lilt.policies import catalogue

@@ -28,6 +28,7 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.core = core
         self.config = config
+        self.train(core.training)  # a fresh module says it trains, and embed restores what it says
 
     @classmethod
     def build(

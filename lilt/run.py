@@ -31,6 +31,7 @@ class Report:
     total: int
     before: dict[str, Any] | None
     after: dict[str, Any] | None
+    references: dict[str, float]
     outcome: Outcome
     adapter_bytes: int
     folder: Path
@@ -73,6 +74,7 @@ def align(config: TrainConfig, console: Console) -> Report:
         sum(p.numel() for p in core.parameters()),
         before,
         after,
+        splits.references,
         outcome,
         adapter.stat().st_size if adapter.exists() else 0,
         folder,

@@ -20,6 +20,7 @@ from typing import Any
 import timm
 import torch
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from timm.layers.patch_dropout import PatchDropout
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,7 +36,6 @@ from lilt.demo.scenes import IMAGE_PX, stream
 WIDTH, DEPTH, HEADS = 128, 4, 4
 PATCH_PX = 8
 MEAN, STD = 0.5, 0.25
-HIDDEN_PIXEL = 3.0  # after normalisation, beyond white: a hidden patch cannot be taken for background
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CONTEXT = 64
 IMAGE_POOL_SEED, TEXT_POOL_SEED = 1_000_000, 2_000_000  # added to --seed; the demo set itself draws from other seeds
@@ -76,31 +76,43 @@ def vision_tower() -> Any:
     return tower
 
 
-class MaskedImages(nn.Module):
-    """Masked image modelling twice over: each patch redraws itself, and CLS alone redraws the whole image.
+def views(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Move and zoom normalised images (B, 3, H, W) a little; then again under another light and behind clouds."""
 
-    The second half puts what and where into CLS, which the patches' own task leaves empty.
+    def noise(*shape: int) -> Tensor:
+        return torch.rand(len(images), *shape, generator=generator) * 2 - 1
+
+    frame = torch.eye(2, 3).repeat(len(images), 1, 1) * (1 + 0.08 * noise(1, 1))
+    frame[:, :, 2:] = noise(2, 1) * (5 / (IMAGE_PX / 2))  # up to 5 px: far less than would change a relation
+    grid = F.affine_grid(frame, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    clouds = F.interpolate(noise(3, 4, 4), size=IMAGE_PX, mode="bicubic")
+    light = (0.1 * clouds + 0.15 * noise(3, 1, 1)) / STD
+    return moved, moved * (1 + 0.1 * noise(1, 1, 1)) + light
+
+
+class MatchedViews(nn.Module):
+    """Two views of a scene, half of their patches hidden: their CLS must find each other, and redraw the scene.
+
+    The contrast spreads what distinguishes scenes over CLS, the redrawing keeps what the contrast has no need for.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.tower = vision_tower()
-        pixels = 3 * PATCH_PX**2
-        self.patch = nn.Linear(WIDTH, pixels)
-        self.whole = nn.Sequential(
-            nn.Linear(WIDTH, 512), nn.GELU(), nn.Linear(512, pixels * (IMAGE_PX // PATCH_PX) ** 2)
-        )
+        # set here and not by its argument, which would be saved with the tower
+        self.tower.patch_drop = PatchDropout(0.5)
+        self.project = nn.Sequential(nn.Linear(WIDTH, 512), nn.GELU(), nn.Linear(512, WIDTH))
+        self.redraw = nn.Sequential(nn.Linear(WIDTH, 512), nn.GELU(), nn.Linear(512, 3 * (IMAGE_PX // 2) ** 2))
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The loss of normalised images (B, 3, H, W)."""
-        target = F.pixel_unshuffle(images, PATCH_PX).flatten(2).mT  # (B, patches, pixels of a patch)
-        share = torch.rand(len(images), 1, generator=generator) * 0.75
-        hidden = torch.rand(target.shape[:2], generator=generator) < share
-        side = IMAGE_PX // PATCH_PX
-        cover = hidden.view(-1, 1, side, side).repeat_interleave(PATCH_PX, 2).repeat_interleave(PATCH_PX, 3)
-        tokens = self.tower.forward_features(images.masked_fill(cover, HIDDEN_PIXEL))
-        whole = self.whole(tokens[:, 0]).view_as(target)
-        return F.mse_loss(self.patch(tokens[:, 1:][hidden]), target[hidden]) + F.mse_loss(whole, target)
+        moved, seen = (torch.cat(pair) for pair in zip(*(views(images, generator) for _ in range(2)), strict=True))
+        cls = self.tower(seen)
+        one, other = F.normalize(self.project(cls), dim=1).chunk(2)
+        likeness, own = one @ other.T / 0.1, torch.arange(len(images))
+        contrast = (F.cross_entropy(likeness, own) + F.cross_entropy(likeness.T, own)) / 2
+        return contrast + F.mse_loss(self.redraw(cls), F.avg_pool2d(moved, 2).flatten(1))
 
 
 class MaskedCaptions(nn.Module):
@@ -123,9 +135,8 @@ class MaskedCaptions(nn.Module):
 
     def forward(self, ids: Tensor, generator: torch.Generator) -> Tensor:
         """The loss of token ids (B, L), padded with 0."""
-        hidden = (torch.rand(ids.shape, generator=generator) < torch.rand(len(ids), 1, generator=generator) * 0.6) & (
-            ids >= len(SPECIAL_TOKENS)
-        )
+        lot, share = (torch.rand(shape, generator=generator) for shape in (ids.shape, (len(ids), 1)))
+        hidden = (lot < 0.6 * share) & (ids >= len(SPECIAL_TOKENS))
         masked = ids.masked_fill(hidden, SPECIAL_TOKENS.index("[MASK]"))
         states = self.model.distilbert(input_ids=masked, attention_mask=(ids != 0).long()).last_hidden_state
         words_told = ids != SPECIAL_TOKENS.index("[PAD]")
@@ -191,25 +202,24 @@ def pretrain_vision(folder: Path, steps: int, batch_size: int, pool: int, seed: 
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     pixels = pixel_pool(pool, IMAGE_POOL_SEED + seed)
-    pretext = MaskedImages()
+    pretext = MatchedViews()
 
     def batch() -> Tensor:
         rows = torch.randint(pool, (batch_size,), generator=generator)
         return (pixels[rows].float() / 255 - MEAN) / STD
 
     fit(pretext, batch, steps, generator, "vision")
-    own = {
+    contract = {
         "input_size": [3, IMAGE_PX, IMAGE_PX],
         "mean": [MEAN] * 3,
         "std": [STD] * 3,
+        "interpolation": "bicubic",
         "crop_pct": 1.0,
         "tag": "lilt_demo",
     }
+    pretext.tower.patch_drop = nn.Identity()
     timm.models.save_for_hf(
-        pretext.tower.half(),
-        str(folder),
-        model_config={"pretrained_cfg": {**own, "interpolation": "bicubic"}},
-        safe_serialization=True,
+        pretext.tower.half(), str(folder), model_config={"pretrained_cfg": contract}, safe_serialization=True
     )
 
 
@@ -237,24 +247,28 @@ def main() -> None:
     parser.add_argument("--vision", type=Path, default=VISION, help="folder to write")
     parser.add_argument("--text", type=Path, default=TEXT, help="folder to write")
     parser.add_argument("--only", choices=("vision", "text"), help="leave the other tower as it is")
-    parser.add_argument("--vision-steps", type=int, default=1000)
-    parser.add_argument("--text-steps", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--vision-steps", type=int, default=400)
+    parser.add_argument("--text-steps", type=int, default=700)
+    parser.add_argument("--vision-batch-size", type=int, default=128)
+    parser.add_argument("--text-batch-size", type=int, default=64)
     parser.add_argument("--pool", type=int, default=20000, help="scenes per modality")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
     runs = {
-        "vision": (pretrain_vision, args.vision, args.vision_steps),
-        "text": (pretrain_text, args.text, args.text_steps),
+        "vision": (pretrain_vision, args.vision, args.vision_steps, args.vision_batch_size),
+        "text": (pretrain_text, args.text, args.text_steps, args.text_batch_size),
     }
     chosen = [run for name, run in runs.items() if args.only in (None, name)]
-    for _, folder, _ in chosen:
+    for _, folder, *_ in chosen:
         if folder.exists() and not args.overwrite:
             parser.error(f"{folder} exists; a tower would be lost: give --overwrite, or another folder")
-    for pretrain, folder, steps in chosen:
-        shutil.rmtree(folder, ignore_errors=True)
-        pretrain(folder, steps, args.batch_size, args.pool, args.seed)
+    for pretrain, folder, steps, batch_size in chosen:
+        draft = folder.with_name(f".{folder.name}-draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        pretrain(draft, steps, batch_size, args.pool, args.seed)
+        shutil.rmtree(folder, ignore_errors=True)  # only now that its successor is whole
+        draft.rename(folder)
 
 
 if __name__ == "__main__":

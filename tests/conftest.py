@@ -40,6 +40,10 @@ def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model: Any = timm.create_model("vit_tiny_patch16_224", num_classes=3, **size)  # type: ignore[arg-type]
+    with torch.no_grad():
+        # fresh weights are so small that the class token hardly sees the picture; pretrained ones are larger
+        for parameter in model.parameters():
+            parameter.mul_(6 if parameter.ndim > 1 else 1)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32), "crop_pct": 1.0}
     save_for_hf(model, str(folder), model_args=size, safe_serialization=True)
     return f"timm:{folder}"
@@ -58,6 +62,7 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> str:
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=16,
+        initializer_range=0.2,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,11 @@ def read_image(path: str, transform: Transform) -> tuple[Tensor | None, tuple[st
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return None, (path, f"{type(error).__name__}: {error}")
     return transform(picture), None
+
+
+def ignore_interrupt(worker: int) -> None:
+    """Let Ctrl-C, which a terminal sends to every process, be answered by the main process alone; for data workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Batches(Sampler[list[Key]]):

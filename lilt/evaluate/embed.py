@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lilt import distributed
-from lilt.data import Sample, TokenTable, eval_transform, read_image
+from lilt.data import Sample, TokenTable, eval_transform, ignore_interrupt, read_image
 from lilt.data.transforms import Transform
 from lilt.evaluate.retrieval import retrieval
 from lilt.model import TwoTower
@@ -85,7 +85,11 @@ def _embed_images(
     assert isinstance(contract, ImageContract)
     mine = range(distributed.rank(), len(paths), distributed.world_size())
     loader = DataLoader(
-        _Images(paths, eval_transform(contract), mine), batch_size=batch_size, collate_fn=_stack, num_workers=workers
+        _Images(paths, eval_transform(contract), mine),
+        batch_size=batch_size,
+        collate_fn=_stack,
+        num_workers=workers,
+        worker_init_fn=ignore_interrupt,
     )
     found: dict[int, Tensor] = {}
     faults: list[tuple[str, str]] = []

@@ -53,6 +53,10 @@ class Adapter(Policy):
             raise ValueError(
                 f"adapter: unknown place {self.place!r}; known: {', '.join(PLACES)}.{nearest(self.place, PLACES)}"
             )
+        if self.reduction < 1:
+            raise ValueError(
+                f"adapter: reduction={self.reduction}; expected at least 1; the tower's width is divided by it: give 4"
+            )
 
     def plan(self, tower: Tower) -> Plan:
         edits = []
@@ -87,20 +91,23 @@ def _output_site(tower: Tower, leaves: list[Leaf], role: str) -> tuple[str, int]
 
 
 def _input_site(tower: Tower, leaves: list[Leaf], role: str) -> tuple[str, int] | None:
-    called = sorted((leaf for leaf in leaves if leaf.order is not None), key=lambda leaf: leaf.order or 0)
+    # a block's own tensors (gains) say nothing about the order of its parts
+    called = [leaf for leaf in leaves if leaf.order is not None and leaf.path not in tower.anatomy.blocks]
+    called.sort(key=lambda leaf: leaf.order or 0)
     branch = [leaf for leaf in called if leaf.role == role]
     if not branch:
         return None
     first = branch[0]
     before = called[: called.index(first)]
-    if called[0].role == "norm" and before and before[-1].role == "norm":
+    if called[0].role == "norm" and before[-1].role == "norm":
         norm = before[-1]  # pre-norm block: the hook on the norm leaves the residual alone
         return norm.path, int(next(norm.module.parameters(recurse=False)).shape[0])
     if role == "mlp":
         return first.path, _width_in(first.module)
-    # post-norm block: the first module called for this branch takes its input
-    attention = _outermost_called(tower, first)
-    return attention, _width_in(first.module)
+    # post-norm block: the module that holds the projections takes the input, so that q, k and v all see it adapted
+    source = next(leaf for leaf in leaves if leaf.role == role and leaf.part in ("q", "qkv"))
+    holder = source.path if isinstance(source.module, nn.MultiheadAttention) else source.path.rpartition(".")[0]
+    return holder, _width_in(source.module)
 
 
 def _width_in(module: nn.Module) -> int:
@@ -108,9 +115,3 @@ def _width_in(module: nn.Module) -> int:
         return module.embed_dim
     assert isinstance(module.weight, Tensor)
     return int(module.weight.shape[0 if type(module).__name__ == "Conv1D" else 1])
-
-
-def _outermost_called(tower: Tower, leaf: Leaf) -> str:
-    """Return the attention module that holds a projection, so that q, k and v all see the adapted input."""
-    parent = leaf.path.rpartition(".")[0]
-    return leaf.path if isinstance(leaf.module, nn.MultiheadAttention) else parent

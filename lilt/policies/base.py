@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
+from lilt.policies.attach import attach
 from lilt.registry import Registry, construct, options_of, parse_call, split_top
 from lilt.towers.anatomy import Leaf
 from lilt.towers.base import Tower
@@ -39,7 +40,8 @@ class Blocks:
                 return range(count - n, count) if head == "last" else range(n)
             if colon:
                 return range(count)[int(head or 0) : int(tail) if tail else None]
-            return range(count)[int(head) : int(head) + 1]
+            at = int(head)
+            return range(count)[at : at + 1 or None]  # -1 is the last block
         except ValueError:
             raise ValueError(f"blocks={self.text!r} is no slice; write all, last:6, first:6, 2:5 or 3") from None
 
@@ -94,7 +96,7 @@ class Plan:
         return sum(edit.count for edit in self.edits)
 
     def __add__(self, other: Plan) -> Plan:
-        """Join two plans. Rules that only open a parameter agree, and the first keeps it; any other overlap is an error."""
+        """Join two plans: rules that only open a parameter agree and the first keeps it, other overlap is an error."""
         taken = {_claim(edit): edit for edit in self.edits}
         added = []
         for edit in other.edits:
@@ -223,71 +225,3 @@ def apply(joint: Plan, tower: Tower) -> None:
             attach(module, edit.name, child, edit.when)
         fates |= {n: edit for n, p in tower.body.named_parameters() if id(p) not in before}
     tower.fates = fates
-
-
-def attach(module: nn.Module, name: str, child: nn.Module, when: str) -> None:
-    """Register child under name and hook it in; hooks look the child up, so that a deep copy uses its own."""
-    assert not hasattr(module, name), f"{name} is already attached"
-    module.add_module(name, child)
-    if when == "input":
-        module.register_forward_pre_hook(_InputHook(name), with_kwargs=True)
-    else:
-        hook = _OutputHook(name) if when == "output" else _BlockHook(name)
-        module.register_forward_hook(hook, with_kwargs=True)
-
-
-@dataclass(frozen=True)
-class _InputHook:
-    name: str
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        child = getattr(module, self.name)
-        if args and isinstance(args[0], Tensor):
-            return (child(args[0]), *args[1:]), kwargs
-        key = _first_tensor(kwargs)
-        return args, {**kwargs, key: child(kwargs[key])}
-
-
-@dataclass(frozen=True)
-class _OutputHook:
-    name: str
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        child = getattr(module, self.name)
-        given = args[0] if args and isinstance(args[0], Tensor) else kwargs[_first_tensor(kwargs)]
-        if isinstance(output, Tensor):
-            return child(given, output)
-        return (child(given, output[0]), *output[1:])
-
-
-@dataclass(frozen=True)
-class _BlockHook:
-    name: str
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        child = getattr(module, self.name)
-        hidden = output if isinstance(output, Tensor) else output[0]
-        if hidden.ndim != 3:
-            raise ValueError(
-                f"{self.name} needs tokens (B, L, D) and the block gives {tuple(hidden.shape)}; use adapter"
-            )
-        # read from the call itself, not from a stored state: a checkpointed block is run again in backward
-        changed = child(hidden, attention_mask(args[1:], kwargs, hidden.shape[1]))
-        return changed if isinstance(output, Tensor) else (changed, *output[1:])
-
-
-def attention_mask(args: tuple, kwargs: dict[str, Any], length: int) -> Tensor | None:
-    """Find the mask a block was called with, as scaled_dot_product_attention takes it (bool: True is kept)."""
-    for key, value in [*(("", a) for a in args), *kwargs.items()]:
-        if not isinstance(value, Tensor) or value.shape[-1] != length or "mask" not in (key or "mask"):
-            continue
-        if value.ndim == 4 or (value.ndim == 2 and value.is_floating_point() and value.shape[0] == length):
-            return value
-        if value.ndim == 2 and not value.is_floating_point():
-            keep = ~value.bool() if "padding" in key else value.bool()
-            return keep[:, None, None, :]
-    return None
-
-
-def _first_tensor(kwargs: dict[str, Any]) -> str:
-    return next(key for key, value in kwargs.items() if isinstance(value, Tensor))

@@ -52,11 +52,9 @@ class DeepAdapter(Policy):
     mergeable: ClassVar[bool] = False
 
     def plan(self, tower: Tower) -> Plan:
-        depth = len(tower.anatomy.blocks)
-        norms = [leaf for leaf in tower.anatomy.leaves if leaf.block == depth - 1 and leaf.role == "norm"]
-        if not norms:
-            raise self.nothing(tower, "blocks of tokens to stand on")
-        width = max(next(leaf.module.parameters(recurse=False)).shape[0] for leaf in norms)
+        width = tower.anatomy.token_width
+        if width is None:
+            raise self.nothing(tower, "blocks that give tokens (B, L, D)")
         heads = max(h for h in (width // 64, width // 32, 1) if h and width % h == 0)
         count = 12 * width**2 + 13 * width
         why = f"a new layer of {heads} heads after the last block"

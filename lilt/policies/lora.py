@@ -79,7 +79,7 @@ class Lora(Policy):
     def plan(self, tower: Tower) -> Plan:
         edits = [edit for leaf in leaves_of(tower, None, self.blocks) for edit in self._edits(leaf)]
         if not edits:
-            raise self.nothing(tower, f"{self.targets} weights")
+            raise self.nothing(tower, f"weights for targets={self.targets}")
         return Plan(tuple(edits))
 
     def _edits(self, leaf: Leaf) -> list[Edit]:
@@ -89,7 +89,8 @@ class Lora(Policy):
         if fused and leaf.module.in_proj_weight is None:
             return []
         wanted = set(self.targets.split("|"))
-        whole = leaf.role in wanted or "all" in wanted or leaf.part in wanted
+        attention = leaf.role == "attention"  # an MLP has an `out` too, and `out` means the attention's
+        whole = leaf.role in wanted or "all" in wanted or (attention and leaf.part in wanted)
         if whole or (leaf.part in ("q", "k", "v") and "qkv" in wanted):
             slices = [""]
         elif leaf.part == "qkv":

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lilt import demo
-from lilt.registry import Registry
+from lilt.registry import Registry, nearest
 from lilt.towers.base import ImageContract, Inputs, Tokenizer, Tokens, Tower, text_towers, vision_towers
 from lilt.towers.spec import TowerSpec, expand
 from lilt.towers.text import wrap_text
@@ -30,8 +30,6 @@ def build_tower(what: str | nn.Module, side: str, contract: Any = None, image_px
     spec = TowerSpec.parse(full, image_px=image_px if side == "vision" else None)
     known = [*registry.names(), *SHORT[side]]
     if spec.source not in registry:
-        from lilt.registry import nearest
-
         raise ValueError(
             f"unknown {side} tower {what!r}; expected one of {', '.join(f'{k}:…' for k in registry.names())} or "
             f"{', '.join(SHORT[side])}.{nearest(spec.source, known)}"

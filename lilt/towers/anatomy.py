@@ -39,6 +39,7 @@ class Anatomy:
 
     leaves: tuple[Leaf, ...]
     blocks: tuple[str, ...]
+    token_width: int | None = None  # D of the tokens (B, L, D) that the last block gives; None: it gives no tokens
 
     def describe(self) -> str:
         """Say in a few words what the tower has, for error messages."""
@@ -108,7 +109,17 @@ def call_order(body: nn.Module, forward: Callable[[], Any]) -> dict[str, int]:
 def survey(body: nn.Module, forward: Callable[[], Any]) -> Anatomy:
     """Find the blocks and the role of every parameter-owning module; forward runs the network on an example."""
     blocks = find_blocks(body)
-    order = call_order(body, forward)
+    given: list[tuple[int, ...]] = [()]
+
+    def note(_module: nn.Module, _args: Any, output: Any) -> None:
+        given.append(tuple((output if isinstance(output, torch.Tensor) else output[0]).shape))
+
+    handles = [body.get_submodule(path).register_forward_hook(note) for path in blocks]
+    try:
+        order = call_order(body, forward)
+    finally:
+        for handle in handles:
+            handle.remove()
     # registration order of the stages may differ from depth; the calls tell
     blocks.sort(key=lambda path: order.get(path, len(order)))
     modules = dict(body.named_modules())
@@ -123,7 +134,8 @@ def survey(body: nn.Module, forward: Callable[[], Any]) -> Anatomy:
         inside = _within_attention(path, blocks[block] if block is not None else "", modules)
         role = _role(module, block is not None, inside, bool(blocks))
         leaves.append(Leaf(path, module, role, _part(path, module, role), block, order.get(path)))
-    return Anatomy(tuple(_mark_outputs(leaves)), tuple(blocks))
+    width = given[-1][-1] if len(given[-1]) == 3 else None
+    return Anatomy(tuple(_mark_outputs(leaves)), tuple(blocks), width)
 
 
 def _within_attention(path: str, block: str, modules: dict[str, nn.Module]) -> bool:

@@ -62,7 +62,6 @@ class Tower(nn.Module):
     """
 
     default_pool = "own"
-    padding_mask: Tensor | None = None  # of the batch in flight: (B, L), True where a token is real
 
     def __init__(self, body: nn.Module, side: str, spec: str, pool: str | None, contract: ImageContract | Tokenizer):
         super().__init__()
@@ -90,19 +89,11 @@ class Tower(nn.Module):
 
     def tokens(self, inputs: Inputs) -> Tokens:
         """Return the token features of the last layer."""
-        return self.read(self._run(inputs), inputs)
+        return self.read(self.run(inputs), inputs)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        raw = self._run(inputs)
+        raw = self.run(inputs)
         return self.own(raw, inputs) if self.pool == "own" else pool_tokens(self.read(raw, inputs), self.pool)
-
-    def _run(self, inputs: Inputs) -> Any:
-        mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-        self.padding_mask = None if mask is None else mask.bool()
-        try:
-            return self.run(inputs)
-        finally:
-            self.padding_mask = None
 
     def example(self) -> Inputs:
         """Return the smallest honest input: one grey image or one short caption."""
@@ -169,6 +160,14 @@ def keep_blocks(tower: Tower, layers: int) -> None:
     paths = survey(body, lambda: tower(tower.example())).blocks
     if not 1 <= layers <= len(paths):
         raise ValueError(f"layers={layers}: {tower.spec!r} has {len(paths)} blocks; give 1 to {len(paths)}")
+    lists = [path.rpartition(".")[0] for path in paths]
+    least = lists.index(lists[-1]) + 1
+    if layers < least:
+        stages = [lists.count(name) for name in dict.fromkeys(lists)]
+        raise ValueError(
+            f"layers={layers}: {tower.spec!r} has stages of {stages} blocks, and what follows them expects the last "
+            f"stage's width; give {least} to {len(paths)}, or another tower"
+        )
     for path in reversed(paths[layers:]):
         parent, _, index = path.rpartition(".")
         container = body.get_submodule(parent)

@@ -6,10 +6,12 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -35,34 +37,46 @@ def weights_file(path: str) -> str:
     return path
 
 
-def load_weights(body: nn.Module, path: str) -> None:
-    """Load a file of weights; a common prefix or wrapper key is unpacked, a missing or surplus tensor is an error."""
+def read_weights(path: str) -> dict[str, Any]:
+    """Read a file of tensors; a wrapper key is unpacked, and a pickle of anything else is not opened."""
     file = weights_file(path)
-    if file.endswith(".safetensors"):
-        state: dict[str, Any] = load_file(file)
-    else:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        for wrapper in ("state_dict", "model"):
-            if isinstance(state.get(wrapper), dict):
-                state = state[wrapper]
+    try:
+        if file.endswith(".safetensors"):
+            return load_file(file)
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"weights={path} cannot be read: {str(error).splitlines()[0]} Expected a whole file of plain tensors; "
+            "save the state_dict with safetensors"
+        ) from error
+    wrappers = ("state_dict_ema", "model_ema", "state_dict", "model")
+    state = next((state[key] for key in wrappers if isinstance(state.get(key), dict)), state)
+    # what DistributedDataParallel puts before each name
+    return {k.removeprefix("module."): v for k, v in state.items()}
+
+
+def load_weights(body: nn.Module, path: str) -> None:
+    """Load a file of weights; a common prefix is cut off, surplus tensors are left, a missing one is an error."""
+    state = read_weights(path)
     own = body.state_dict()
-    prefix = next(
-        (p for p in ("", "module.", "model.", f"{_base_prefix(body)}.") if all(p + k in state for k in own)), ""
-    )
-    state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    base = str(getattr(body, "base_model_prefix", "") or "model")
+    prefixes = ("", "model.", f"{base}.", "text_model.", "vision_model.")
+    prefix = next((p for p in prefixes if all(p + k in state for k in own)), "")
+    fill(body, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, path)
+
+
+def fill(body: nn.Module, state: dict[str, Any], path: str) -> None:
+    """Copy tensors into all parameters and buffers of a network. Raises ValueError if they do not fit."""
+    own = body.state_dict()
     missing = sorted(set(own) - set(state))
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
     if missing or wrong:
-        name = (missing + wrong)[0]
+        name = (wrong + missing)[0]
         raise ValueError(
             f"weights={path} does not fit {type(body).__name__}: {len(missing)} tensors missing, {len(wrong)} of "
             f"another shape (first: {name!r}); give the file of the same architecture"
         )
     body.load_state_dict({k: state[k] for k in own})
-
-
-def _base_prefix(body: nn.Module) -> str:
-    return str(getattr(body, "base_model_prefix", "") or "model")
 
 
 def open_clip_model(spec: TowerSpec) -> Any:

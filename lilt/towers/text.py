@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,80 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTo
 from lilt.towers.base import Inputs, Tokens, Tower, text_towers
 from lilt.towers.loading import fixed_seed, load_weights, open_clip_model, py_factory
 from lilt.towers.spec import TowerSpec
-
-Encoding = dict[str, list[int]]
-
-
-class HfTokenizer:
-    """A transformers tokenizer; keeps its special tokens, token types and padding side."""
-
-    def __init__(self, tokenizer: Any, context_tokens: int) -> None:
-        self.tokenizer = tokenizer
-        self.context_tokens = context_tokens
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token  # decoders come without one; the mask hides it
-
-    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[Encoding], int]:
-        """Return one encoding per text and how many were cut at max_tokens (default: the context length)."""
-        limit = min(max_tokens or self.context_tokens, self.context_tokens)
-        batch = self.tokenizer(list(texts), truncation=True, max_length=limit)
-        full = [i for i, ids in enumerate(batch["input_ids"]) if len(ids) >= limit]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "longer than the maximum" is what is being counted
-            longer = self.tokenizer([texts[i] for i in full], verbose=False)["input_ids"] if full else []
-        cut = sum(len(ids) > limit for ids in longer)
-        return [{key: batch[key][i] for key in batch} for i in range(len(texts))], cut
-
-    def pad(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
-        """Pad to the longest of the batch."""
-        keys = encodings[0].keys()
-        length = max(len(e["input_ids"]) for e in encodings)
-        fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
-        rows = {k: [e[k] + [fill.get(k, 0)] * (length - len(e[k])) for e in encodings] for k in keys}
-        return {key: torch.tensor(value, dtype=torch.long) for key, value in rows.items()}
-
-    def describe(self) -> dict[str, Any]:
-        """Return class, size, special tokens and context length."""
-        specials = {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}
-        return {
-            "class": type(self.tokenizer).__name__,
-            "vocabulary": len(self.tokenizer),
-            "special_tokens": specials,
-            "context_tokens": self.context_tokens,
-        }
-
-
-class FixedTokenizer:
-    """A callable `texts -> ids (N, L)` of fixed length, as in open_clip; pad_id marks what is not text."""
-
-    def __init__(self, call: Callable[[list[str]], Tensor], context_tokens: int, pad_id: int = 0) -> None:
-        self.call = call
-        self.context_tokens = context_tokens
-        self.pad_id = pad_id
-
-    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[Encoding], int]:
-        """Return one encoding per text; a text that fills the whole context counts as cut."""
-        rows = self.call(list(texts)).tolist()
-        limit = min(max_tokens or self.context_tokens, self.context_tokens)
-        lengths = [max((i + 1 for i, t in enumerate(row) if t != self.pad_id), default=1) for row in rows]
-        cut = sum(
-            length >= self.context_tokens if limit == self.context_tokens else length > limit for length in lengths
-        )
-        out = []
-        for row, length in zip(rows, lengths, strict=True):
-            if length > limit:
-                # keep the end-of-text token, which the tower reads
-                row = row[: limit - 1] + [row[length - 1]] + [self.pad_id] * (len(row) - limit)
-            out.append({"input_ids": row, "attention_mask": [int(i < min(length, limit)) for i in range(len(row))]})
-        return out, cut
-
-    def pad(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
-        """Stack; all rows have one length."""
-        return {key: torch.tensor([e[key] for e in encodings], dtype=torch.long) for key in encodings[0]}
-
-    def describe(self) -> dict[str, Any]:
-        """Return class and context length."""
-        return {"class": type(self.call).__name__, "context_tokens": self.context_tokens, "pad_id": self.pad_id}
+from lilt.towers.tokenizer import FixedTokenizer, HfTokenizer
 
 
 class HfText(Tower):
@@ -157,16 +83,14 @@ def hf_text(spec: TowerSpec) -> Tower:
             if spec.pretrained and spec.weights is None:
                 body = factory.from_pretrained(spec.name, dtype=torch.float32)
             else:
-                body = factory.from_config(config)
+                body = factory.from_config(config, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(spec.name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"transformers could not load the text tower {spec.name!r}: {error}. Expected a hub name or a folder with "
             "config.json, weights and tokenizer files"
         ) from error
-    if spec.weights is not None:
-        load_weights(body, spec.weights)
-    if spec.pool is None and (pool := _sentence_pool(spec.name)):
+    if spec.pool in (None, "own") and (pool := _sentence_pool(spec.name)):
         spec = TowerSpec(**{**spec.__dict__, "pool": pool})
     return from_hf_text(body, f"hf:{spec.name}", spec, tokenizer)
 
@@ -176,12 +100,15 @@ def from_hf_text(body: Any, label: str, spec: TowerSpec, tokenizer: Any) -> Towe
     body = getattr(body, "text_model", body)
     if getattr(body, "pooler", None) is not None:
         body.pooler = None
+    if spec.weights is not None:
+        load_weights(body, spec.weights)
     if hasattr(body.config, "use_cache"):
         body.config.use_cache = False
     positions = getattr(body.config, "max_position_embeddings", None) or tokenizer.model_max_length
     # RoBERTa counts positions from pad_token_id + 1, so two of its table's rows are never reached
     context = min(int(positions) - _position_offset(body), int(tokenizer.model_max_length), 8192)
-    pool = spec.pool or ("token" if _is_decoder(body) else "mean" if body.config.model_type == "t5" else "cls")
+    own = "token" if _is_decoder(body) else "mean" if body.config.model_type == "t5" else "cls"
+    pool = own if spec.pool in (None, "own") else spec.pool
     return HfText(body, "text", label, pool, HfTokenizer(tokenizer, context)).finish(spec.layers)
 
 
@@ -217,7 +144,9 @@ def open_clip_text(spec: TowerSpec) -> Tower:
         body.text_projection = None
     arch = spec.name.partition("@")[0]
     tokenizer = open_clip.get_tokenizer(f"local-dir:{arch}" if Path(arch).is_dir() else arch)
-    contract = FixedTokenizer(tokenizer, int(getattr(body, "context_length", 77)), int(getattr(body, "pad_id", 0)))
+    context = int(getattr(body, "context_length", 77))
+    roomier = functools.partial(tokenizer, context_length=context + 1)
+    contract = FixedTokenizer(tokenizer, context, int(getattr(body, "pad_id", 0)), roomier)
     return OpenClipText(body, "text", f"open_clip:{spec.name}", spec.pool, contract).finish(spec.layers)
 
 

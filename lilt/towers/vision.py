@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
 from lilt.towers.base import ImageContract, Inputs, Tokens, Tower, vision_towers
-from lilt.towers.loading import fixed_seed, load_weights, open_clip_model, py_factory, weights_file
+from lilt.towers.loading import fill, fixed_seed, load_weights, open_clip_model, py_factory, read_weights
 from lilt.towers.spec import TowerSpec
 
 
@@ -101,10 +102,7 @@ def timm_vision(spec: TowerSpec) -> Tower:
     """Build `timm:NAME` (registry name, hf-hub:…, or a folder saved by timm); other options go to `create_model`."""
     name = f"local-dir:{spec.name}" if Path(spec.name).is_dir() else spec.name
     options: dict[str, Any] = {key: _literal(value) for key, value in spec.extra.items()}
-    pretrained = spec.pretrained or spec.weights is not None
-    if spec.weights is not None:
-        # through timm's own loader: it drops the classifier and resamples position embeddings
-        options["pretrained_cfg_overlay"] = {"file": weights_file(spec.weights), "hf_hub_id": None, "url": ""}
+    pretrained = spec.pretrained and spec.weights is None
     if not pretrained:
         options["pretrained_cfg_overlay"] = {"hf_hub_id": None, "url": ""}
     sized: dict[str, Any] = {"img_size": spec.image_px} if spec.image_px else {}
@@ -121,6 +119,11 @@ def timm_vision(spec: TowerSpec) -> Tower:
             f"timm could not build {spec.name!r}: {error}. Expected a name of timm.list_models(), hf-hub:NAME or a "
             "folder saved by timm, and options that its model takes"
         ) from error
+    if spec.weights is not None:
+        state = read_weights(spec.weights)
+        # the model's own converter of foreign names; it resamples position embeddings too
+        convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
+        fill(body, convert(state, body) if convert else state, spec.weights)
     return from_timm(body, f"timm:{spec.name}", spec)
 
 
@@ -142,15 +145,19 @@ def from_timm(body: nn.Module, label: str, spec: TowerSpec) -> Tower:
 def hf_vision(spec: TowerSpec) -> Tower:
     """Build `hf:NAME_OR_PATH` with transformers."""
     spec.refuse_extra()
-    with fixed_seed():
-        if spec.pretrained and spec.weights is None:
-            body = AutoModel.from_pretrained(spec.name, dtype=torch.float32)
-        else:
-            body = AutoModel.from_config(AutoConfig.from_pretrained(spec.name))
-    body = getattr(body, "vision_model", body)
-    if spec.weights is not None:
-        load_weights(body, spec.weights)
-    return from_hf_vision(body, f"hf:{spec.name}", spec, AutoImageProcessor.from_pretrained(spec.name, use_fast=True))
+    try:
+        with fixed_seed():
+            if spec.pretrained and spec.weights is None:
+                body = AutoModel.from_pretrained(spec.name, dtype=torch.float32)
+            else:
+                body = AutoModel.from_config(AutoConfig.from_pretrained(spec.name), dtype=torch.float32)
+        processor = AutoImageProcessor.from_pretrained(spec.name, use_fast=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"transformers could not load the vision tower {spec.name!r}: {error}. Expected a hub name or a folder "
+            "with config.json, weights and preprocessor_config.json"
+        ) from error
+    return from_hf_vision(getattr(body, "vision_model", body), f"hf:{spec.name}", spec, processor)
 
 
 def from_hf_vision(body: Any, label: str, spec: TowerSpec, processor: Any) -> Tower:
@@ -158,16 +165,20 @@ def from_hf_vision(body: Any, label: str, spec: TowerSpec, processor: Any) -> To
     pooler = getattr(body, "pooler", None)
     if pooler is not None and any(isinstance(m, nn.Linear) for m in pooler.modules()):
         body.pooler = None
+    if spec.weights is not None:
+        load_weights(body, spec.weights)
     size: Any = processor.size
     px = spec.image_px or getattr(size, "height", None) or getattr(size, "shortest_edge", None) or 224
     crop_size: Any = getattr(processor, "crop_size", None)
     shortest = getattr(size, "shortest_edge", None)
     crop = crop_size.height / shortest if getattr(processor, "do_center_crop", False) and shortest else 1.0
+    if (share := getattr(processor, "crop_pct", None)) and shortest and shortest < 384:
+        crop = share  # ConvNeXt's own rule: crop below 384 px, warp above
     names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
     normalise = getattr(processor, "do_normalize", True)
     mean = tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0)
     std = tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0)
-    if spec.image_px is None and crop < 1.0:
+    if spec.image_px is None and getattr(processor, "do_center_crop", False) and crop < 1.0:
         px = crop_size.height
     contract = ImageContract(int(px), mean, std, names.get(int(processor.resample), "bicubic"), min(crop, 1.0))
     return HfVision(body, "vision", label, spec.pool, contract).finish(spec.layers)

@@ -33,7 +33,8 @@ class RunLog:
             console=console,
             disable=not self.main,
         )
-        self.bad: set[str] = set()
+        # a run that goes on knows what it has already listed
+        self.bad = {record["image"] for record in _read_lines(folder / BAD_IMAGES)}
 
     def __enter__(self) -> RunLog:
         self.progress.start()
@@ -82,7 +83,10 @@ def append(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read metrics.jsonl back; a last line cut off by a crash is left out."""
-    file = folder / METRICS
+    return _read_lines(folder / METRICS)
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     records = []
     for line in lines:

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from lilt import distributed
 from lilt.config import TrainConfig
-from lilt.data import Batch, Batches, Collate, PairDataset
+from lilt.data import Batch, Batches, Collate, PairDataset, ignore_interrupt
+from lilt.data.dataset import draw_seed
 from lilt.model import TwoTower
 from lilt.train.log import BAD_IMAGES, RunLog, peak_memory
 from lilt.train.optim import make_optimizer, make_schedule
@@ -93,6 +94,8 @@ class Trainer:
         keep_frozen_weights_out(accelerator, core)
         self.model, self.optimizer = accelerator.prepare(core, optimizer)
         accelerator.register_for_checkpointing(self.schedule, self.place)
+        # dropout draws from the global generators: each rank its own stream, the same in every run of one seed
+        torch.manual_seed(draw_seed(config.seed, distributed.rank(), 0))
         if config.resume:
             accelerator.load_state(str(find_state(log.folder)))
         self.batches.start = self.place.step
@@ -102,6 +105,7 @@ class Trainer:
             batch_sampler=self.batches,
             collate_fn=collate,
             num_workers=config.workers,
+            worker_init_fn=ignore_interrupt,
             pin_memory=accelerator.device.type == "cuda",
             # without its own generator a loader draws its base seed from the one that dropout uses
             generator=torch.Generator().manual_seed(config.seed),
@@ -130,7 +134,8 @@ class Trainer:
                 self.place.seconds += took
                 last = self.place.step == self.steps
                 # what costs a wait for the device or for other ranks happens at log steps; on one CPU it is free
-                due = self.place.step % self.config.log_every == 0 or last
+                keep = self.place.step % every == 0 or last
+                due = self.place.step % self.config.log_every == 0 or keep
                 asked = False
                 if due or (self.accelerator.device.type == "cpu" and distributed.world_size() == 1):
                     self._check(loss)
@@ -139,9 +144,11 @@ class Trainer:
                     self.log.move(bar, self.place.step, f"loss {loss.item():.3f}  {rate:.0f} pairs/s")
                 if due:
                     self._record(loss, parts, rate)
-                if self.place.step % every == 0 or last:
+                if keep or asked:
+                    self._check_weights()
+                if keep:
                     self._validate()
-                if asked or self.place.step % every == 0 or last:
+                if keep or asked:
                     save_state(self.accelerator, self.log.folder)
                 if asked:
                     break
@@ -164,11 +171,19 @@ class Trainer:
 
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(distributed.mean(loss)):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.place.step}; the best checkpoint so far (step "
-                f"{self.place.best_step}) and the last state in {self.log.folder} are kept: start again with a "
-                "lower --lr or --head_lr, or with --precision no"
-            )
+            raise self._diverged(f"the loss is {loss.item()}")
+
+    def _check_weights(self) -> None:
+        """Keep broken weights out of what is saved: the loss of a step is from before its update."""
+        for name, parameter in self.core.trained().items():
+            if not torch.isfinite(parameter).all():
+                raise self._diverged(f"{name} is no longer finite")
+
+    def _diverged(self, what: str) -> ValueError:
+        return ValueError(
+            f"{what} at step {self.place.step}; the best checkpoint so far (step {self.place.best_step}) and the last "
+            f"state in {self.log.folder} are kept: start again with a lower --lr or --head_lr, or with --precision no"
+        )
 
     def _agree(self, asked: bool) -> bool:
         """Exchange requests to stop and unreadable images with the other ranks."""

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from lilt.data import Batch, Batches, Collate, PairDataset, Sample, read_manifest, select, train_transform
 from lilt.data.dataset import Key, draw_seed
 from lilt.towers import ImageContract
-from lilt.towers.text import HfTokenizer
+from lilt.towers.tokenizer import HfTokenizer
 
 CONTRACT = ImageContract(16)
 AUGMENT = "crop(0.3,1)+hflip+randaugment+jitter"
@@ -96,7 +96,7 @@ def test_all_captions_make_a_pair_each(samples: list[Sample], tokenizer: HfToken
 
 
 def test_another_way_with_captions_is_an_error(samples: list[Sample], tokenizer: HfTokenizer) -> None:
-    with pytest.raises(ValueError, match="captions='two'; expected 'one' .* or 'all'; choose one"):
+    with pytest.raises(ValueError, match=r"captions='two'; expected 'one' .* or 'all'; choose one"):
         PairDataset(samples, tokenizer, train_transform(CONTRACT, "none"), captions="two")
 
 
@@ -121,7 +121,7 @@ def test_an_epoch_shows_each_pair_once_and_drops_the_rest() -> None:
     sampler = Batches(50, 12, seed=4)
     assert sampler.steps_per_epoch == 4
     keys: list[list[Key]] = list(islice(sampler, 8))
-    first, second = (sum(keys[i : i + 4], []) for i in (0, 4))
+    first, second = ([key for step in keys[i : i + 4] for key in step] for i in (0, 4))
     assert {epoch for epoch, _ in first} == {0}
     assert {epoch for epoch, _ in second} == {1}
     assert len({index for _, index in first}) == 48

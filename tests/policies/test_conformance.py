@@ -6,18 +6,34 @@ import copy
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from lilt.policies import apply, parse_policy
-from tests.policies.conformance import PAIRS, REFUSED, TRAINING, dead_by_nature, planned, run_backward, trained, tuned
-from tests.towers.families import CAPTIONS, FAMILIES, SIDES, batch, tiny
+from lilt.towers import Tower
+from tests.policies.conformance import (
+    PAIRS,
+    REFUSED,
+    SWITCHLESS,
+    TRAINING,
+    dead_by_nature,
+    planned,
+    run_backward,
+    trained,
+    tuned,
+)
+from tests.towers.families import CAPTIONS, FAMILIES, SIDES, batch, tiny, tokens
 
 every_pair = pytest.mark.parametrize(("spec", "family"), PAIRS)
 every_training_pair = pytest.mark.parametrize(("spec", "family"), TRAINING)
 every_text_pair = pytest.mark.parametrize(("spec", "family"), [p for p in TRAINING if SIDES[p[1]] == "text"])
 
 
-def snapshot(tower: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+def snapshot(tower: Tower) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state(tower)}
+
+
+def state(tower: Tower) -> list[tuple[str, torch.Tensor]]:
+    return [*tower.body.named_parameters(), *tower.body.named_buffers()]
 
 
 @every_pair
@@ -26,7 +42,7 @@ def test_a_plan_changes_nothing_and_applying_it_trains_exactly_what_it_says(spec
     before, modules = snapshot(tower), [name for name, _ in tower.named_modules()]
     joint = planned(spec, tower)
     assert [name for name, _ in tower.named_modules()] == modules
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(tower))
     assert all(p.requires_grad for p in tower.parameters())
 
     apply(joint, tower)
@@ -61,7 +77,7 @@ def test_every_trained_tensor_gets_a_gradient_and_only_trained_tensors_change(sp
     for _ in range(2):
         optimizer.step()
         run_backward(tower)
-    moved = {n.removeprefix("body.") for n, t in tower.state_dict().items() if not torch.equal(t, before[n])}
+    moved = {name for name, tensor in state(tower) if not torch.equal(tensor, before[name])}
     assert set(trained(tower)) - exempt <= moved <= set(trained(tower))
 
 
@@ -91,32 +107,41 @@ def test_bf16_autocast_gives_nearly_the_same_output_and_finite_gradients(spec: s
     assert all(p.grad is None for p in tower.parameters() if not p.requires_grad)
 
 
-def switch_on_checkpointing(tower: torch.nn.Module) -> bool:
-    """Recompute blocks in backward by the library's own switch, where there is one."""
+def switch_on_checkpointing(tower: Tower) -> None:
+    """Recompute blocks in backward by the library's own switch; transformers needs train mode for it."""
     body = tower.body
-    if hasattr(body, "gradient_checkpointing_enable"):
-        body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return True
-    if hasattr(body, "set_grad_checkpointing"):
+    if isinstance(body, PreTrainedModel):
+        switch = getattr(body, "activation_checkpointing_enable", None) or body.gradient_checkpointing_enable
+        switch({"use_reentrant": False})
+    else:
         body.set_grad_checkpointing(True)
-        return True
-    return False
 
 
-@every_training_pair
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in SWITCHLESS])
+def test_the_switch_of_each_library_makes_blocks_run_twice(family: str) -> None:
+    tower = tiny(family).train()
+    switch_on_checkpointing(tower)
+    calls: list[int] = []
+    # inside the block, since transformers keeps a block's own hooks out of the second run; and before, not after,
+    # since that run stops as soon as the last tensor that backward needs is there
+    inner = [leaf for leaf in tower.anatomy.leaves if leaf.block == 0 and leaf.role in ("mlp", "conv")]
+    inner[0].module.register_forward_pre_hook(lambda *_: calls.append(1))
+    run_backward(tower)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("spec", "family"), [pair for pair in TRAINING if pair[1] not in SWITCHLESS])
 def test_gradient_checkpointing_gives_the_same_gradients(spec: str, family: str) -> None:
-    plain = tuned(spec, tiny(family))
-    saving = tuned(spec, tiny(family))
-    if not switch_on_checkpointing(saving):
-        pytest.skip("the family has no switch")
+    plain = tuned(spec, tiny(family)).train()
+    saving = tuned(spec, tiny(family)).train()
+    switch_on_checkpointing(saving)
     for tower in (plain, saving):
-        tower.train()  # transformers recomputes in train mode only
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)  # the dropout of both
             run_backward(tower)
-    for (name, a), b in zip(trained(plain).items(), trained(saving).values(), strict=True):
-        assert a.grad is not None and b.grad is not None, name
-        torch.testing.assert_close(a.grad, b.grad, msg=lambda text, name=name: f"{name}: {text}")
+    for a, b in zip(trained(plain).values(), trained(saving).values(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 @every_text_pair
@@ -124,7 +149,7 @@ def test_padding_leaks_nowhere(spec: str, family: str) -> None:
     tower = tuned(spec, tiny(family))
     for pool in ("own", "token", "mean") if tower.pool == "own" else ("cls", "token", "mean"):
         tower.pool = pool
-        alone = [tower(tower.contract.pad(tower.contract.encode([c])[0])) for c in CAPTIONS]
+        alone = [tower(tokens(tower, caption)) for caption in CAPTIONS]
         torch.testing.assert_close(tower(batch(tower)), torch.cat(alone), rtol=0, atol=1e-5)
         if family.startswith("open_clip"):
             break  # its other pools need another tower
@@ -133,11 +158,11 @@ def test_padding_leaks_nowhere(spec: str, family: str) -> None:
 @pytest.mark.parametrize(("spec", "family"), [(s, f) for s, families in REFUSED.items() for f in families])
 def test_what_a_pair_cannot_do_is_refused_by_naming_what_the_tower_has(spec: str, family: str) -> None:
     tower = tiny(family)
-    with pytest.raises(ValueError, match=r"has no .*; it has \d+ blocks with|has \d+ blocks; give"):
+    with pytest.raises(ValueError, match=r"(has no .*; it has|has) \d+ blocks"):
         planned(spec, tower)
     assert all(p.requires_grad for p in tower.parameters())
 
 
 def test_the_table_of_refusals_is_small_and_names_known_families() -> None:
     assert {f for families in REFUSED.values() for f in families} <= set(FAMILIES)
-    assert sum(map(len, REFUSED.values())) == 0
+    assert sum(map(len, REFUSED.values())) == 33

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lilt.towers import ImageContract, Tower, build_tower
 
-WORDS = "a the red blue green big small boat house cat dog on under near photo of two in front".split()
+WORDS = ["a", "the", "red", "blue", "green", "big", "small", "two", "boat", "house", "cat", "dog", "under", "near"]
 CAPTIONS = ["a red boat", "the big green house under a blue cat", "two small dog near the boat"]
 
 
@@ -37,13 +37,10 @@ def word_tokenizer(pad: str = "[PAD]", start: str = "[CLS]", end: str = "[SEP]",
 
 
 VOCABULARY = len(WORDS) + 4
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 48, "max_position_embeddings": 24, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
 }  # fmt: skip
-
-
-GPT2 = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "intermediate_size": "n_inner"}
 
 
 def timm_tower(name: str, **options: Any) -> Tower:
@@ -62,8 +59,10 @@ def hf_vision() -> Tower:
     return build_tower(hf.ViTModel(config), "vision", processor)
 
 
-def hf_text(body: Any) -> Tower:
-    return build_tower(body, "text", word_tokenizer())
+def hf_text(family: str, **options: Any) -> Tower:
+    config = hf.AutoConfig.for_model(family, **SMALL, **TRANSFORMERS[family], **options)
+    auto: Any = hf.AutoModelForTextEncoding if config.is_encoder_decoder else hf.AutoModel
+    return build_tower(auto.from_config(config), "text", word_tokenizer())
 
 
 @functools.cache
@@ -140,30 +139,19 @@ VISION: dict[str, Callable[[], Tower]] = {
     "own_vision": lambda: build_tower(OwnTransformer(Patches()), "vision", CONTRACT),
     "own_mlp": own_mlp,
 }
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {},
+    "distilbert": {"hidden_dim": 48},
+    "mpnet": {},
+    "modernbert": {"cls_token_id": 0, "sep_token_id": 2, "local_attention": 4},
+    "xlm-roberta": {},
+    "t5": {"d_kv": 16, "d_ff": 48},
+    "gpt2": {"n_inner": 48},
+    "llama": {"num_key_value_heads": 1},
+}
 TEXT: dict[str, Callable[[], Tower]] = {
-    "bert": lambda: hf_text(hf.BertModel(hf.BertConfig(**SMALL))),
-    "roberta": lambda: hf_text(hf.RobertaModel(hf.RobertaConfig(**SMALL))),
-    "distilbert": lambda: hf_text(
-        hf.DistilBertModel(
-            hf.DistilBertConfig(
-                vocab_size=VOCABULARY, max_position_embeddings=24, dim=32, n_layers=2, n_heads=2, hidden_dim=48, pad_token_id=1
-            )
-        )
-    ),
-    "mpnet": lambda: hf_text(hf.MPNetModel(hf.MPNetConfig(**SMALL))),
-    "modernbert": lambda: hf_text(
-        hf.ModernBertModel(hf.ModernBertConfig(**SMALL, cls_token_id=0, sep_token_id=2, local_attention=4))
-    ),
-    "xlm_roberta": lambda: hf_text(hf.XLMRobertaModel(hf.XLMRobertaConfig(**SMALL))),
-    "t5": lambda: hf_text(
-        hf.T5EncoderModel(
-            hf.T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, pad_token_id=1)
-        )
-    ),
-    "gpt2": lambda: hf_text(
-        hf.GPT2Model(hf.GPT2Config(**{GPT2.get(k, k): v for k, v in SMALL.items()}))
-    ),
-    "llama": lambda: hf_text(hf.LlamaModel(hf.LlamaConfig(**SMALL, num_key_value_heads=1))),
+    **{family: functools.partial(hf_text, family) for family in TRANSFORMERS},
     "open_clip_text": lambda: build_tower(f"open_clip:{open_clip_arch()}?pretrained=false", "text"),
     "own_text": lambda: build_tower(OwnReader(nn.Embedding(VOCABULARY, 32)), "text", word_tokenizer()),
 }
@@ -194,4 +182,10 @@ def batch(tower: Tower) -> Any:
     if isinstance(tower.contract, ImageContract):
         px = tower.contract.image_px
         return torch.randn(3, 3, px, px, generator=torch.Generator().manual_seed(1))
-    return tower.contract.pad(tower.contract.encode(CAPTIONS)[0])
+    return tokens(tower, *CAPTIONS)
+
+
+def tokens(tower: Tower, *captions: str) -> dict[str, Tensor]:
+    """Return captions as a text tower wants them."""
+    assert not isinstance(tower.contract, ImageContract)
+    return tower.contract.pad(tower.contract.encode(captions)[0])

@@ -1,0 +1,84 @@
+"""Children on a finished module: registered under a name and run by a forward hook."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def attach(module: nn.Module, name: str, child: nn.Module, when: str) -> None:
+    """Register child under name and hook it in; hooks look the child up, so that a deep copy uses its own."""
+    assert not hasattr(module, name), f"{name} is already attached"
+    module.add_module(name, child)
+    if when == "input":
+        module.register_forward_pre_hook(_InputHook(name), with_kwargs=True)
+    else:
+        hook = _OutputHook(name) if when == "output" else _BlockHook(name)
+        module.register_forward_hook(hook, with_kwargs=True)
+
+
+@dataclass(frozen=True)
+class _InputHook:
+    name: str
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        child = getattr(module, self.name)
+        if args and isinstance(args[0], Tensor):
+            return (child(args[0]), *args[1:]), kwargs
+        key = _first_tensor(kwargs)
+        return args, {**kwargs, key: child(kwargs[key])}
+
+
+@dataclass(frozen=True)
+class _OutputHook:
+    name: str
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        child = getattr(module, self.name)
+        given = args[0] if args and isinstance(args[0], Tensor) else kwargs[_first_tensor(kwargs)]
+        if isinstance(output, Tensor):
+            return child(given, output)
+        return (child(given, output[0]), *output[1:])
+
+
+@dataclass(frozen=True)
+class _BlockHook:
+    name: str
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        child = getattr(module, self.name)
+        hidden = output if isinstance(output, Tensor) else output[0]
+        if hidden.ndim != 3:
+            raise ValueError(
+                f"{self.name} needs tokens (B, L, D) and the block gives {tuple(hidden.shape)}; use adapter"
+            )
+        # read from the call itself, not from a stored state: a checkpointed block is run again in backward
+        changed = child(hidden, attention_mask(module, args, kwargs, hidden.shape[1]))
+        return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+
+_TORCH_MASKS = ("attn_mask", "src_mask")  # (L, L), in torch's own layers True is hidden
+
+
+def attention_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any], length: int) -> Tensor | None:
+    """Find the mask a block was called with, as scaled_dot_product_attention takes it (bool: True is kept)."""
+    given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+    masks = {k: v for k, v in given.items() if "mask" in k and isinstance(v, Tensor) and v.shape[-1] == length}
+    for key, value in sorted(masks.items(), key=lambda item: "padding" not in item[0]):
+        if value.ndim == 4:
+            # over all queries: a decoder hides the future too, but passes no mask at all when nothing is padded
+            return value.amax(-2, keepdim=True) if value.is_floating_point() else value.any(-2, keepdim=True)
+        if value.ndim == 2 and "padding" in key:
+            return ~value.bool()[:, None, None, :]
+        if value.ndim == 2 and value.shape[0] == length and (value.is_floating_point() or key in _TORCH_MASKS):
+            return value if value.is_floating_point() else ~value.bool()
+        if value.ndim == 2:
+            return value.bool()[:, None, None, :]
+    return None
+
+
+def _first_tensor(kwargs: dict[str, Any]) -> str:
+    return next(key for key, value in kwargs.items() if isinstance(value, Tensor))

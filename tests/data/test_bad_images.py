@@ -1,0 +1,115 @@
+"""An image that cannot be read becomes a row that is not valid; it is named, and the other rows never notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lilt.build import build_model, build_pairs
+from lilt.config import TrainConfig
+from lilt.data import Batch, Collate, PairDataset, Sample, eval_transform, open_image, read_image
+from lilt.model import TwoTower
+from lilt.towers import ImageContract
+from lilt.train.step import contrastive_step
+
+
+def damage(kind: str, good: Path, folder: Path) -> Path:
+    file = folder / f"{kind}{good.suffix}"
+    content = good.read_bytes()
+    made = {
+        "missing": None,
+        "empty": b"",
+        "text": b"<html>not found</html>",
+        "truncated": content[: len(content) // 2],
+        "header": content[:30],
+        "flipped": content[:60] + bytes(255 - b for b in content[60:]),
+    }[kind]
+    if made is not None:
+        file.write_bytes(made)
+    return file
+
+
+@pytest.mark.parametrize("source", ["red0.png", "red1.jpg"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "header"])
+def test_a_damaged_image_is_none_and_says_why(pictures: Path, tmp_path: Path, kind: str, source: str) -> None:
+    file = damage(kind, pictures / source, tmp_path)
+    image, fault = read_image(str(file), eval_transform(ImageContract(16)))
+    assert image is None
+    assert fault is not None
+    assert fault[0] == str(file)
+    assert ": " in fault[1]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of a damaged TIFF
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "bmp", "tiff", "webp"])
+def test_no_damage_whatever_stops_the_reader(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"x.{ending}"
+    Image.effect_mandelbrot((33, 21), (-2, -1.5, 1, 1.5), 20).convert("RGB").save(file)
+    content = file.read_bytes()
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(60):
+        broken = bytearray(content)
+        for place in torch.randint(min(len(content), 200), (4,), generator=generator).tolist():
+            broken[place] ^= 0x5A
+        file.write_bytes(broken)
+        image, fault = read_image(str(file), eval_transform(ImageContract(16)))
+        assert (image is None) != (fault is None)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1", "LA"])
+def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / ("x.tiff" if mode == "CMYK" else "x.png")
+    Image.new(mode, (9, 6)).save(file)
+    picture = open_image(file)
+    assert (picture.mode, picture.size) == ("RGB", (9, 6))
+
+
+def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (20, 10), (200, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    picture.save(tmp_path / "x.jpg", exif=exif)
+    assert open_image(tmp_path / "x.jpg").size == (10, 20)
+
+
+@pytest.fixture
+def parts(settings: dict[str, Any], pictures: Path, tmp_path: Path) -> tuple[TwoTower, PairDataset, Collate]:
+    """Two colours twice and a broken picture that shares its caption with the first."""
+    files = [pictures / "red0.png", pictures / "blue0.png", pictures / "red0.png", tmp_path / "broken.png"]
+    (tmp_path / "broken.png").write_bytes((pictures / "red0.png").read_bytes()[:70])
+    captions = ["a red picture", "blue paint", "all of it is red", "a red picture"]
+    samples = [Sample(f, (c,), "train") for f, c in zip(files, captions, strict=True)]
+    config = TrainConfig(**settings, augment="none", policy="layernorm")
+    torch.manual_seed(0)
+    model = build_model(config)
+    return model, *build_pairs(config, model, samples)
+
+
+def loss_and_gradients(model: TwoTower, batch: Batch, same: str) -> list[Tensor]:
+    loss, _ = contrastive_step(model, batch, same)
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.trained().values()))]
+
+
+@pytest.mark.parametrize("same", ["positive", "ignored", "negative"])
+def test_a_broken_image_changes_neither_loss_nor_gradient_of_the_others(
+    parts: tuple[TwoTower, PairDataset, Collate], tmp_path: Path, same: str
+) -> None:
+    model, dataset, collate = parts
+    model.eval()
+    whole = collate([dataset[0, i] for i in range(4)])
+    assert whole.valid.tolist() == [True, True, True, False]
+    assert [path for path, _ in whole.faults] == [str(tmp_path / "broken.png")]
+    assert not whole.images[3].any()
+    less = collate([dataset[0, i] for i in range(3)])
+    for one, other in zip(*(loss_and_gradients(model, b, same) for b in (whole, less)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_of_broken_images_alone_has_no_gradient(parts: tuple[TwoTower, PairDataset, Collate]) -> None:
+    model, dataset, collate = parts
+    assert all(not value.any() for value in loss_and_gradients(model, collate([dataset[0, 3]] * 2), "positive"))
