@@ -16,6 +16,7 @@ from lilt.build import build_model
 from lilt.config import ModelConfig
 from lilt.data import eval_transform, open_image
 from lilt.model import TwoTower
+from lilt.policies import Fate, fates
 from lilt.towers import ImageContract
 
 Images = Tensor | Sequence[Image.Image | str | Path]
@@ -89,6 +90,11 @@ class DualEncoder(nn.Module):
             return out
         finally:
             self.train(training)
+
+    def report(self) -> list[Fate]:
+        """Return what became of every parameter of both towers, and by which rule; names start with vision or text."""
+        sides = (("vision", self.core.vision), ("text", self.core.text))
+        return [row._replace(name=f"{side}.{row.name}") for side, tower in sides for row in fates(tower)]
 
     def save(self, folder: str | Path, metrics: dict[str, Any] | None = None, overwrite: bool = False) -> Path:
         """Write the trained tensors and their contract; a folder that holds a checkpoint is refused unless asked."""

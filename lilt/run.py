@@ -19,6 +19,7 @@ from lilt.data import Sample
 from lilt.dual import load
 from lilt.evaluate import evaluate_retrieval, flat
 from lilt.model import TwoTower
+from lilt.policies import fates, summary
 from lilt.train import Outcome, RunLog, Trainer, read_metrics
 from lilt.train.folder import CONFIG, check_folder, new_folder, open_folder
 
@@ -93,7 +94,11 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 def _announce(log: RunLog, config: TrainConfig, core: TwoTower, pairs: int, cut: int) -> None:
     trained = sum(p.numel() for p in core.trained().values())
     total = sum(p.numel() for p in core.parameters())
-    log.say(f"{config.vision} + {config.text}, policy {config.policy}: {trained:,} of {total:,} values are trained")
+    for side, tower in (("vision", core.vision), ("text", core.text)):
+        counts = summary(fates(tower)) or {("frozen", "nothing is trained"): 0}
+        rules = "; ".join(f"{rule} {count:,} ({why})" for (rule, why), count in counts.items())
+        log.say(f"{side} {tower.spec}: {rules}")
+    log.say(f"{trained:,} of {total:,} values are trained, projection and scale included")
     log.say(f"{pairs:,} training pairs, {distributed.world_size()} process(es), output {config.output}")
     if cut:
         log.say(f"{cut:,} captions are longer than the context and were cut")

@@ -116,9 +116,10 @@ def read_image(path: str, transform: Transform) -> tuple[Tensor | None, tuple[st
     return transform(picture), None
 
 
-def ignore_interrupt(worker: int) -> None:
-    """Let Ctrl-C, which a terminal sends to every process, be answered by the main process alone; for data workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def ignore_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach every process of a group, to the main process; for data workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Batches(Sampler[list[Key]]):

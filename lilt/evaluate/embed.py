@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lilt import distributed
-from lilt.data import Sample, TokenTable, eval_transform, ignore_interrupt, read_image
+from lilt.data import Sample, TokenTable, eval_transform, ignore_signals, read_image
 from lilt.data.transforms import Transform
 from lilt.evaluate.retrieval import retrieval
 from lilt.model import TwoTower
@@ -89,7 +89,7 @@ def _embed_images(
         batch_size=batch_size,
         collate_fn=_stack,
         num_workers=workers,
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=ignore_signals,
     )
     found: dict[int, Tensor] = {}
     faults: list[tuple[str, str]] = []

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lilt.policies.attach import attach
-from lilt.registry import Registry, construct, options_of, parse_call, split_top
+from lilt.registry import Registry, construct, nearest, options_of, parse_call, split_top
 from lilt.towers.anatomy import Leaf
 from lilt.towers.base import Tower
 
@@ -177,17 +177,11 @@ def parse_policy(spec: str, side: str) -> tuple[Policy, ...]:
         call = parse_call(text)
         if call.name in aliases:
             raise ValueError(f"{call.name} is a fixed composition and takes no options; write out {aliases[call.name]}")
-        cls = policies[call.name] if call.name in policies else _unknown(call.name)
-        parts.append(construct(cls, call, options_of(cls)))
+        if call.name not in policies:
+            known = sorted([*policies.names(), *aliases])
+            raise ValueError(f"unknown policy {call.name!r}; known: {', '.join(known)}.{nearest(call.name, known)}")
+        parts.append(construct(policies[call.name], call, options_of(policies[call.name])))
     return tuple(parts)
-
-
-def _unknown(name: str) -> type[Policy]:
-    everything: Registry[object] = Registry("policy")
-    for known in [*policies.names(), *aliases]:
-        everything.register(known)(None)
-    everything[name]
-    raise AssertionError("unreachable")
 
 
 def plan(parts: Iterable[Policy], tower: Tower) -> Plan:

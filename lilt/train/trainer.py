@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lilt import distributed
 from lilt.config import TrainConfig
-from lilt.data import Batch, Batches, Collate, PairDataset, ignore_interrupt
+from lilt.data import Batch, Batches, Collate, PairDataset, ignore_signals
 from lilt.data.dataset import draw_seed
 from lilt.model import TwoTower
 from lilt.train.log import BAD_IMAGES, RunLog, peak_memory
@@ -105,7 +105,7 @@ class Trainer:
             batch_sampler=self.batches,
             collate_fn=collate,
             num_workers=config.workers,
-            worker_init_fn=ignore_interrupt,
+            worker_init_fn=ignore_signals,
             pin_memory=accelerator.device.type == "cuda",
             # without its own generator a loader draws its base seed from the one that dropout uses
             generator=torch.Generator().manual_seed(config.seed),

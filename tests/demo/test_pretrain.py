@@ -12,20 +12,8 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "pretrain_demo.py"
 
 
 def pretrain(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> None:
-    size = [
-        "--vision-steps",
-        "2",
-        "--text-steps",
-        "2",
-        "--vision-batch-size",
-        "4",
-        "--text-batch-size",
-        "4",
-        "--pool",
-        "400",
-    ]
-    if "--only" in more:
-        size[-1] = "20"
+    # a pool of 400 scenes is enough to meet every word
+    size = ["--vision-steps=2", "--text-steps=2", "--vision-batch-size=4", "--text-batch-size=4", "--pool=400"]
     places = ["--vision", str(folder / "vision"), "--text", str(folder / "text")]
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *size, *places, *more])
     runpy.run_path(str(RECIPE), run_name="__main__")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import get_worker_info
 
-from lilt import DualEncoder, ModelConfig
+from lilt import DualEncoder, ImageContract, ModelConfig
 from lilt.data import Sample, read_manifest, select
 from lilt.evaluate import embed_split, evaluate_retrieval
 from lilt.model import TwoTower
@@ -109,3 +114,16 @@ def test_a_split_without_one_readable_image_is_an_error(model: TwoTower, tmp_pat
     gone = [Sample(tmp_path / f"{i}.png", ("a boat",), "test") for i in range(3)]
     with pytest.raises(ValueError, match=r"none of the 3 images could be read \(first: .*0.png.*check --image_root"):
         evaluate_retrieval(model, gone)
+
+
+def test_data_workers_leave_ctrl_c_to_the_main_process(model: TwoTower, samples: list[Sample]) -> None:
+    def transform(picture: Image.Image) -> torch.Tensor:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGINT)
+        return torch.full((3, 32, 32), float(picture.width))
+
+    vision = copy.copy(model.vision)
+    vision.contract = ImageContract(32, transform=transform)
+    other = TwoTower(vision, model.text, model.projection, model.scale)
+    embedded = embed_split(other, samples, workers=1, batch_size=4)
+    assert torch.equal(embedded.image, embed_split(other, samples, batch_size=4).image)

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from lilt import checkpoint
 from lilt.data import Sample
-from lilt.train import read_metrics
+from lilt.train import Trainer, read_metrics
 from lilt.train.state import find_state
 from lilt.train.stop import Stop
 from tests.train.conftest import Run, interrupt_at
@@ -105,3 +108,17 @@ def test_a_second_interrupt_acts_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_data_workers_leave_ctrl_c_to_the_main_process(run: Run) -> None:
+    def wish(trainer: Trainer) -> None:
+        plain = trainer.dataset.transform
+
+        def transform(picture: Image.Image) -> Tensor:
+            assert get_worker_info() is not None
+            os.kill(os.getpid(), signal.SIGINT)  # a terminal sends it to every process
+            return plain(picture)
+
+        trainer.dataset.transform = transform
+
+    assert run(epochs=1, workers=1, val_split="none", wish=wish).outcome.finished
