@@ -17,8 +17,6 @@ from rich.table import Table
 from lilt.config import TrainConfig
 from lilt.registry import nearest
 
-FIELDS = [f.name for f in fields(TrainConfig)]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `lilt COMMAND …`; user errors go to stderr with status 2 and no traceback."""
@@ -32,8 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise ValueError(f"unknown command {name!r}; known: {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}")
         return COMMANDS[name](argv[1:])
-    except jsonargparse.ArgumentError as error:
-        message = _with_nearest(str(error), name)
     except (ValueError, OSError) as error:
         message = str(error)
     except KeyboardInterrupt:
@@ -48,14 +44,27 @@ def _usage() -> str:
     return f"usage: lilt COMMAND \\[options]   (lilt COMMAND --help lists the options)\n\n{lines}"
 
 
-def _with_nearest(message: str, command: str) -> str:
-    """Add the nearest known option to jsonargparse's complaint about an unknown one."""
+def _parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Parse; a complaint about an unknown option names the nearest known one."""
+    try:
+        return parser.parse_args(_switches(argv))
+    except jsonargparse.ArgumentError as error:
+        message = str(error)
     found = re.search(r"[Uu]nrecognized arguments?: -*([\w-]+)|(?:[Kk]ey|Option) ['\"]?(\w+)['\"]? is not", message)
     if found is None:
-        return message
+        raise ValueError(message)
     key = (found[1] or found[2]).replace("-", "_")
-    known = FIELDS if command == "train" else []
-    return f"unknown option {key!r}; lilt {command} --help lists all.{nearest(key, known)}"
+    known = parser.get_defaults().keys()
+    raise ValueError(f"unknown option {key!r}; {parser.prog} --help lists all.{nearest(key, known)}")
+
+
+def _switches(argv: Sequence[str]) -> list[str]:
+    """Read `--resume` alone as `--resume true`."""
+    following = [*argv[1:], ""][: len(argv)]
+    alone = [
+        a in ("--resume", "--overwrite") and b not in ("true", "false") for a, b in zip(argv, following, strict=True)
+    ]
+    return [f"{a}=true" if bare else a for a, bare in zip(argv, alone, strict=True)]
 
 
 def parse_train(argv: Sequence[str]) -> TrainConfig:
@@ -64,13 +73,8 @@ def parse_train(argv: Sequence[str]) -> TrainConfig:
     parser = ArgumentParser(prog="lilt train", description="Align two towers.", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a recipe (.yaml)")
     parser.add_class_arguments(TrainConfig, as_group=False)
-    given: Namespace = parser.parse_args([_flag(a) for a in argv])
-    return TrainConfig(**{name: getattr(given, name) for name in FIELDS})
-
-
-def _flag(argument: str) -> str:
-    """Read `--resume` alone as `--resume true`."""
-    return f"{argument}=true" if argument in ("--resume", "--overwrite") else argument
+    given = _parse(parser, argv)
+    return TrainConfig(**{f.name: getattr(given, f.name) for f in fields(TrainConfig)})
 
 
 def train(argv: Sequence[str]) -> int:
@@ -130,7 +134,7 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=128, help="images at a time")
     parser.add_argument("--workers", type=int, default=2, help="data loading processes")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    given = parser.parse_args(list(argv))
+    given = _parse(parser, argv)
     from lilt.run import evaluate_folder
 
     data, root = given.data or None, given.image_root or None
@@ -154,7 +158,7 @@ def policies(argv: Sequence[str]) -> int:
     """List the tuning policies, what they train and what they can do."""
     parser = ArgumentParser(prog="lilt policies", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON list and nothing else")
-    given = parser.parse_args(list(argv))
+    given = _parse(parser, argv)
     from lilt.policies import catalogue
 
     rows = catalogue()

@@ -22,6 +22,7 @@ from lilt.model import TwoTower
 from lilt.policies import fates, summary
 from lilt.train import Outcome, RunLog, Trainer, read_metrics
 from lilt.train.folder import CONFIG, check_folder, new_folder, open_folder
+from lilt.train.step import SAME
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Report:
 
 def align(config: TrainConfig, console: Console) -> Report:
     """Train as configured and write the run folder; Ctrl-C saves the state and returns an unfinished report."""
+    _check(config)
     accelerator = _accelerator(config)
     config = replace(config, output=config.output or new_folder(config))
     folder = Path(config.output or "")
@@ -82,9 +84,18 @@ def align(config: TrainConfig, console: Console) -> Report:
     )
 
 
+def _check(config: TrainConfig) -> None:
+    """Raise for settings that would only be noticed after minutes."""
+    for name, known in (("precision", ("no", "bf16", "fp16")), ("same", SAME), ("captions", ("one", "all"))):
+        if getattr(config, name) not in known:
+            raise ValueError(f"{name}={getattr(config, name)!r}; expected one of {', '.join(known)}; choose one")
+    for name in ("epochs", "batch_size", "eval_every", "log_every", "max_steps"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name}={value}; expected more than 0; give a positive number, or leave it out")
+
+
 def _accelerator(config: TrainConfig) -> Accelerator:
-    if config.precision not in ("no", "bf16", "fp16"):
-        raise ValueError(f"precision={config.precision!r}; expected no, bf16 or fp16; choose one")
     try:
         return Accelerator(mixed_precision=config.precision)
     except ValueError as error:

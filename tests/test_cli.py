@@ -97,7 +97,7 @@ def test_the_programs_stdout_is_one_json_object_and_nothing_else(words: Lines, t
         (["--train_split=none"], "leaves nothing to train on"),
         (["--projection=linaer"], "unknown projection 'linaer'; known: linear. Did you mean 'linear'?"),
         (["--augment=flip"], "unknown augmentation 'flip'; known: .* Did you mean '.flip'?"),
-        (["--captions=some"], "captions='some'; expected 'one'"),
+        (["--captions=some"], "captions='some'; expected one of one, all"),
         (["--same=maybe"], "same='maybe'; expected one of positive, ignored, negative"),
         (["--precision=fp8"], "precision='?fp8'?.*expected no, bf16 or fp16|precision.*fp8"),
         (["--scale=200"], r"scale starts at 200.0 outside \[1.0, 100.0\]"),
@@ -119,7 +119,10 @@ def test_a_users_error_is_explained(words: Lines, capsys: Any, extra: Lines, mes
         (["trian"], "unknown command 'trian'; known: train, evaluate, policies"),
         (["evaluate", "/nowhere"], "/nowhere holds no lilt checkpoint; expected lilt.json"),
         (["evaluate"], "run"),
-        (["evaluate", "x", "--splt=test"], "unknown option 'splt'; lilt evaluate --help lists all.$"),
+        (
+            ["evaluate", "x", "--splt=test"],
+            "unknown option 'splt'; lilt evaluate --help lists all. Did you mean 'split'",
+        ),
         (["policies", "--jsn"], "unknown option 'jsn'; lilt policies --help lists all"),
     ],
 )
@@ -183,7 +186,8 @@ def test_policies_are_listed(capsys: Any) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
-def test_ctrl_c_in_a_terminal_saves_and_says_how_to_go_on(words: Lines, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_preemption_save_and_say_how_to_go_on(words: Lines, tmp_path: Path, number: signal.Signals) -> None:
     long = [w for w in words if not w.startswith(("--max_steps", "--workers"))]
     long += ["--max_steps=5000", "--workers=2", "--test_split=none", "--val_split=none", "--eval_every=100000"]
     command = [sys.executable, "-m", "lilt", "train", *long, "--log_every=1"]
@@ -193,8 +197,8 @@ def test_ctrl_c_in_a_terminal_saves_and_says_how_to_go_on(words: Lines, tmp_path
         deadline = time.monotonic() + 120
         while len(read_metrics(tmp_path / "run")) < 3 and program.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        # a terminal sends the signal to the data workers too
-        os.killpg(program.pid, signal.SIGINT)
+        # a terminal, like a scheduler, sends the signal to the data workers too
+        os.killpg(program.pid, number)
         out, err = program.communicate(timeout=60)
     assert program.returncode == 130, err
     assert "Traceback" not in err

@@ -14,8 +14,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from transformers.utils import logging as hf_logging
 
 from lilt.towers.spec import TowerSpec
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Load without transformers' own progress bar, which would cut through ours."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel
 
 from lilt.towers.base import Inputs, Tokens, Tower, text_towers
-from lilt.towers.loading import fixed_seed, load_weights, open_clip_model, py_factory
+from lilt.towers.loading import fixed_seed, load_weights, open_clip_model, py_factory, quiet
 from lilt.towers.spec import TowerSpec
 from lilt.towers.tokenizer import FixedTokenizer, HfTokenizer
 
@@ -79,7 +79,7 @@ def hf_text(spec: TowerSpec) -> Tower:
     try:
         config = AutoConfig.from_pretrained(spec.name)
         factory: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
-        with fixed_seed():
+        with fixed_seed(), quiet():
             if spec.pretrained and spec.weights is None:
                 body = factory.from_pretrained(spec.name, dtype=torch.float32)
             else:

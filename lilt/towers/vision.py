@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
 from lilt.towers.base import ImageContract, Inputs, Tokens, Tower, vision_towers
-from lilt.towers.loading import fill, fixed_seed, load_weights, open_clip_model, py_factory, read_weights
+from lilt.towers.loading import fill, fixed_seed, load_weights, open_clip_model, py_factory, quiet, read_weights
 from lilt.towers.spec import TowerSpec
 
 
@@ -146,7 +146,7 @@ def hf_vision(spec: TowerSpec) -> Tower:
     """Build `hf:NAME_OR_PATH` with transformers."""
     spec.refuse_extra()
     try:
-        with fixed_seed():
+        with fixed_seed(), quiet():
             if spec.pretrained and spec.weights is None:
                 body = AutoModel.from_pretrained(spec.name, dtype=torch.float32)
             else:

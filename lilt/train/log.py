@@ -65,6 +65,14 @@ class RunLog:
         if self.main:
             append(self.folder / METRICS, [record])
 
+    def rewind(self, step: int) -> None:
+        """Forget the lines of steps that a killed run made after its last state; they will be made again."""
+        if self.main and (file := self.folder / METRICS).is_file():
+            fresh = file.with_name(f"{METRICS}.tmp")
+            fresh.unlink(missing_ok=True)
+            append(fresh, [record for record in read_metrics(self.folder) if record["step"] <= step])
+            fresh.replace(file)
+
     def faults(self, faults: Iterable[tuple[str, str]]) -> int:
         """List images that could not be read, each once; return how many there are by now."""
         fresh = {path: reason for path, reason in faults if path not in self.bad}

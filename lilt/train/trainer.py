@@ -98,6 +98,7 @@ class Trainer:
         torch.manual_seed(draw_seed(config.seed, distributed.rank(), 0))
         if config.resume:
             accelerator.load_state(str(find_state(log.folder)))
+            log.rewind(self.place.step)
         self.batches.start = self.place.step
         # the loader is ours: Accelerate's would repeat samples to even out batches, which are false negatives here
         self.loader: DataLoader[Any] = DataLoader(

@@ -52,6 +52,14 @@ def test_the_comparison_can_see_a_difference(run: Run, noisy: dict[str, Any]) ->
     assert not any(torch.equal(trained[0][n], trained[1][n]) for n in trained[0] if "lora" in n and trained[0][n].any())
 
 
+def test_what_a_killed_run_logged_after_its_state_is_made_again_once(run: Run) -> None:
+    done = run(wish=interrupt_at(3), epochs=3)
+    with (done.folder / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
+    again = run(epochs=3, resume=True)
+    assert [r["step"] for r in read_metrics(again.folder) if "loss" in r] == [1, 2, 3, 4, 5, 6]
+
+
 def test_resuming_a_finished_run_trains_no_further(run: Run) -> None:
     done = run(epochs=1)
     again = run(epochs=1, resume=True)
