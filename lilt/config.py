@@ -61,15 +61,15 @@ class TrainConfig(ModelConfig):
     """caption length in training, in tokens; default: the text tower's context"""
     same: str = "positive"
     """pairs of one batch with the same image or caption are: positive, ignored or negative"""
-    epochs: float = 10
+    epochs: float = 5
     """passes over the training split"""
     max_steps: int | None = None
     """stop after this many steps"""
-    batch_size: int = 128
+    batch_size: int = 64
     """pairs per step over all processes together"""
     lr: float | None = None
     """peak learning rate of the towers' trained tensors; default: each policy's own"""
-    head_lr: float = 1e-3
+    head_lr: float = 3e-3
     """peak learning rate of projection and scale"""
     lr_floor: float = 0.01
     """share of the peak where warm-up starts and the cosine ends"""

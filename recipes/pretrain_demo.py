@@ -1,8 +1,10 @@
 """Pretrain the two towers of the offline default (lilt/demo/towers), each on one modality only.
 
-Command:   python recipes/pretrain_demo.py --overwrite
-Hardware:  TODO
-Expected:  TODO
+Command:   OMP_NUM_THREADS=1 python recipes/pretrain_demo.py --overwrite      (torch >= 2.9, for its Muon)
+Hardware:  about 12 min with one thread on a busy 2-core machine (vision 8 min, text 4 min); no accelerator
+Expected:  last loss about 0.38 (vision, 400 steps) and 0.46 (text, 400 steps); 3.3 MB in fp16. Aligned by LayerNorm and
+           linear heads on the demo set (6 epochs, batch 64), text->image R@1 on the held-out split is about 20 %,
+           against 10 % for heads on frozen towers and 0.25 % by chance
 
 Vision sees scenes without captions, text sees captions of other scenes without images: nothing here ever holds a
 pair. Both pools are drawn without regard to the held-out combinations of the test split. That is the honest twin of
@@ -10,6 +12,7 @@ real pretrained towers, which have seen everything in one modality; what is held
 """
 
 import argparse
+import json
 import math
 import random
 import shutil
@@ -56,7 +59,7 @@ def caption_pool(scenes: int, seed: int) -> list[str]:
 
 
 def vision_tower() -> Any:
-    """A small timm ViT whose position embedding starts as sines: from noise, places take 4x the steps to emerge."""
+    """A small timm ViT whose position embedding starts as sines: from noise, places take far longer to emerge."""
     tower: Any = timm.create_model(
         "vit_tiny_patch16_224",
         num_classes=0,
@@ -109,14 +112,22 @@ class MatchedViews(nn.Module):
         """The loss of normalised images (B, 3, H, W)."""
         moved, seen = (torch.cat(pair) for pair in zip(*(views(images, generator) for _ in range(2)), strict=True))
         cls = self.tower(seen)
-        one, other = F.normalize(self.project(cls), dim=1).chunk(2)
-        likeness, own = one @ other.T / 0.1, torch.arange(len(images))
-        contrast = (F.cross_entropy(likeness, own) + F.cross_entropy(likeness.T, own)) / 2
-        return contrast + F.mse_loss(self.redraw(cls), F.avg_pool2d(moved, 2).flatten(1))
+        return contrast(self.project(cls)) + F.mse_loss(self.redraw(cls), F.avg_pool2d(moved, 2).flatten(1))
+
+
+def contrast(projected: Tensor) -> Tensor:
+    """InfoNCE of (2B, width), where row i and row B + i are two views of one thing."""
+    one, other = F.normalize(projected, dim=1).chunk(2)
+    likeness, own = one @ other.T / 0.1, torch.arange(len(one))
+    return (F.cross_entropy(likeness, own) + F.cross_entropy(likeness.T, own)) / 2
 
 
 class MaskedCaptions(nn.Module):
-    """Masked-language modelling twice over: hidden words are guessed in place, and CLS alone retells the caption."""
+    """Masked-language modelling, with two masked views of a caption whose CLS must find each other.
+
+    The words left in view are guessed too: in this grammar no word depends on which colour another one names, so
+    guessing hidden words alone would teach the tower to forget all but "some colour, some shape".
+    """
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -131,23 +142,17 @@ class MaskedCaptions(nn.Module):
             attention_dropout=0.0,
         )
         self.model = DistilBertForMaskedLM(config)
-        self.whole = nn.Sequential(nn.Linear(WIDTH, 512), nn.GELU(), nn.Linear(512, CONTEXT * WIDTH))
+        self.project = nn.Sequential(nn.Linear(WIDTH, 512), nn.GELU(), nn.Linear(512, WIDTH))
 
     def forward(self, ids: Tensor, generator: torch.Generator) -> Tensor:
         """The loss of token ids (B, L), padded with 0."""
+        ids = ids.repeat(2, 1)
         lot, share = (torch.rand(shape, generator=generator) for shape in (ids.shape, (len(ids), 1)))
-        hidden = (lot < 0.6 * share) & (ids >= len(SPECIAL_TOKENS))
-        masked = ids.masked_fill(hidden, SPECIAL_TOKENS.index("[MASK]"))
+        words_in = ids >= len(SPECIAL_TOKENS)
+        masked = ids.masked_fill(words_in & (lot < 0.4 * share), SPECIAL_TOKENS.index("[MASK]"))
         states = self.model.distilbert(input_ids=masked, attention_mask=(ids != 0).long()).last_hidden_state
-        words_told = ids != SPECIAL_TOKENS.index("[PAD]")
-        whole = self.whole(states[:, 0]).view(len(ids), CONTEXT, WIDTH)[:, : ids.shape[1]]
-        return F.cross_entropy(self.guess(states[hidden]), ids[hidden]) + F.cross_entropy(
-            self.guess(whole[words_told]), ids[words_told]
-        )
-
-    def guess(self, states: Tensor) -> Tensor:
-        """States (N, width) -> the logits of each word (N, vocabulary)."""
-        return self.model.vocab_projector(self.model.vocab_layer_norm(F.gelu(self.model.vocab_transform(states))))
+        guess = self.model.vocab_layer_norm(F.gelu(self.model.vocab_transform(states[words_in])))
+        return F.cross_entropy(self.model.vocab_projector(guess), ids[words_in]) + contrast(self.project(states[:, 0]))
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -167,7 +172,7 @@ def fit(pretext: nn.Module, batch: Callable[[], Tensor], steps: int, generator: 
     inside = {id(p) for n, p in pretext.named_parameters() if p.ndim == 2 and (".blocks." in n or ".layer." in n)}
     matrices = [p for p in pretext.parameters() if id(p) in inside]
     others = [p for p in pretext.parameters() if id(p) not in inside]
-    # AdamW alone needs about 4x the steps for the same vision loss
+    # AdamW alone needs about twice the steps for the same vision loss
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.05),
         torch.optim.AdamW(others, lr=1.5e-3),
@@ -239,6 +244,10 @@ def pretrain_text(folder: Path, steps: int, batch_size: int, pool: int, seed: in
     fit(pretext, batch, steps, generator, "text")
     pretext.model.distilbert.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # the sentence-transformers way of saying how to pool: here the mean reads far better than CLS
+    (folder / "1_Pooling").mkdir()
+    declared = {"word_embedding_dimension": WIDTH, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(declared, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -248,9 +257,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=TEXT, help="folder to write")
     parser.add_argument("--only", choices=("vision", "text"), help="leave the other tower as it is")
     parser.add_argument("--vision-steps", type=int, default=400)
-    parser.add_argument("--text-steps", type=int, default=700)
+    parser.add_argument("--text-steps", type=int, default=400)
     parser.add_argument("--vision-batch-size", type=int, default=128)
-    parser.add_argument("--text-batch-size", type=int, default=64)
+    parser.add_argument("--text-batch-size", type=int, default=96)
     parser.add_argument("--pool", type=int, default=20000, help="scenes per modality")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true")

@@ -1,7 +1,7 @@
 """How far a reader gets who sees the words of a caption but not their order."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lilt.demo.lexicon import ATTRIBUTE_OF, RELATION_OF, words
 
@@ -34,8 +34,10 @@ def bag_of_words_ceiling(captions: Sequence[Sequence[str]]) -> dict[str, float]:
     Returns "text_to_image" and "image_to_text".
     Raises ValueError when a caption holds no word of the demo's lexicon.
     """
-    bags = [[_known(caption) for caption in of_image] for of_image in captions]
-    images = [_union(of_image) for of_image in bags]
+    counted = [[_known(caption) for caption in of_image] for of_image in captions]
+    # as sets of (concept, how often), in which "holds" is a plain subset and a hundred times faster
+    images = [frozenset(_each(_union(of_image))) for of_image in counted]
+    bags = [[frozenset(_each(one)) for one in of_image] for of_image in counted]
     possible = [[[held for held, facts in enumerate(images) if one <= facts] for one in of_image] for of_image in bags]
     text_to_image = [1 / len(ks) for of_image in possible for ks in of_image]
     clearest = [0.0] * len(images)
@@ -57,6 +59,10 @@ def _known(caption: str) -> Counter[str]:
             "captions of the demo set only: leave it out for other manifests"
         )
     return found
+
+
+def _each(bag: Counter[str]) -> Iterator[tuple[str, int]]:
+    return ((concept, k) for concept, count in bag.items() for k in range(count))
 
 
 def _union(bags: Sequence[Counter[str]]) -> Counter[str]:

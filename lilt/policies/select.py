@@ -54,7 +54,7 @@ class LayerNorm(Policy):
     """
 
     blocks: Blocks = ALL
-    lr: ClassVar[float] = 2e-3
+    lr: ClassVar[float] = 5e-3
 
     def plan(self, tower: Tower) -> Plan:
         return self.open(tower, leaves_of(tower, "norm", self.blocks), "normalisation")

@@ -1,6 +1,7 @@
 import json
 import random
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,15 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
-from transformers import AutoModel, AutoTokenizer
+from torch.nn import functional as F
+from torchvision.transforms.functional import pil_to_tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from lilt import demo
 from lilt.demo.captions import captions
 from lilt.demo.lexicon import ATTRIBUTE_OF, COLOURS, RELATION_OF, SHAPES, SIZES, TEXTURES
+from lilt.demo.render import render
 from lilt.demo.scenes import IMAGE_PX, stream
 
 
@@ -69,24 +73,52 @@ def test_the_tokenizer_knows_the_grammar_and_frames_a_caption() -> None:
     assert tokenizer("zebra")["input_ids"][1] == tokenizer.unk_token_id
 
 
-def test_the_text_tower_learned_which_words_are_alike() -> None:
-    kind = {
-        word: k
-        for k, table in enumerate((SHAPES, COLOURS, SIZES, TEXTURES))
-        for said in table.values()
-        for word in said
-    }
-    tokenizer, tower = AutoTokenizer.from_pretrained(demo.TEXT), AutoModel.from_pretrained(demo.TEXT)
-    names = sorted(kind)
-    rows = tower.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(names)].float()
-    likeness = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
+def test_the_vision_tower_knows_a_scene_again_on_another_background() -> None:
+    scenes = [scene for scene, _ in zip(stream(0), range(60), strict=False)]
+    pixels = [pil_to_tensor(render(replace(scene, seed=seed))) for seed in (1, 2) for scene in scenes]
+    with torch.no_grad():
+        cls = vision()((torch.stack(pixels) / 255 - 0.5) / 0.25)
+    one, other = F.normalize(cls - cls.mean(0), dim=1).chunk(2)
+    # untrained, it knows one in twenty
+    assert ((one @ other.T).argmax(1) == torch.arange(60)).float().mean() > 0.8
+
+
+def test_the_text_tower_tells_from_the_context_what_kind_of_word_is_hidden() -> None:
+    trained = AutoModel.from_pretrained(demo.TEXT).float().eval()
+    torch.manual_seed(0)
+    untrained = AutoModel.from_config(AutoConfig.from_pretrained(demo.TEXT)).float().eval()
+    # the untrained one knows the place in the sentence only
+    assert share_of_kinds_found(trained) > share_of_kinds_found(untrained) + 0.1
+
+
+def share_of_kinds_found(tower: Any) -> float:
+    """How often the state most like that of a hidden word belongs to a hidden word of the same kind."""
+    tables = (SHAPES, COLOURS, SIZES, TEXTURES)
+    kind = {word: k for k, table in enumerate(tables) for said in table.values() for word in said}
+    tokenizer, rng = AutoTokenizer.from_pretrained(demo.TEXT), random.Random(0)
+    kinds, states = [], []
+    for scene, _ in zip(stream(0), range(300), strict=False):
+        ids = tokenizer(captions(scene, rng, 1)[0])["input_ids"]
+        said = tokenizer.convert_ids_to_tokens(ids)
+        hidden = rng.choice([k for k, word in enumerate(said) if word in kind])
+        kinds.append(kind[said[hidden]])
+        ids[hidden] = tokenizer.mask_token_id
+        with torch.no_grad():
+            states.append(tower(torch.tensor([ids])).last_hidden_state[0, hidden])
+    rows, own = torch.stack(states), torch.tensor(kinds)
+    likeness = F.normalize(rows - rows.mean(0), dim=1)
     nearest = (likeness @ likeness.T).fill_diagonal_(-1).argmax(1)
-    # shapes lie among shapes, colours among colours; by chance it would be a quarter
-    assert sum(kind[name] == kind[names[k]] for name, k in zip(names, nearest, strict=True)) > 0.9 * len(names)
+    return float((own[nearest] == own).float().mean())
+
+
+def test_the_text_folder_says_how_to_pool() -> None:
+    declared = json.loads((demo.TEXT / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+    assert [name for name, chosen in declared.items() if chosen is True] == ["pooling_mode_mean_tokens"]
+    assert declared["word_embedding_dimension"] == 128
 
 
 def test_both_towers_are_small() -> None:
-    files = [file for folder in (demo.VISION, demo.TEXT) for file in folder.iterdir()]
+    files = [file for folder in (demo.VISION, demo.TEXT) for file in folder.rglob("*.*")]
     assert sum(file.stat().st_size for file in files) < 6e6
     assert {file.name for file in files} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert json.loads((demo.VISION / "config.json").read_text())["num_classes"] == 0
