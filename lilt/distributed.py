@@ -75,3 +75,14 @@ def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
         dist.barrier()
+
+
+def use_all_cores() -> None:
+    """Undo what `accelerate launch` does unasked to a lone CPU process: OMP_NUM_THREADS=1, one core for all.
+
+    Other launchers, several processes and a larger number are left alone; so is everything on an accelerator.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if launched and world_size() == 1 and not torch.accelerator.is_available():
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+        torch.set_num_threads(len(affinity(0)) if affinity else os.cpu_count() or 1)

@@ -43,6 +43,7 @@ def align(config: TrainConfig, console: Console) -> Report:
     """Train as configured and write the run folder; Ctrl-C saves the state and returns an unfinished report."""
     _check(config)
     accelerator = _accelerator(config)
+    distributed.use_all_cores()
     config = replace(config, output=config.output or new_folder(config))
     folder = Path(config.output or "")
     check_folder(config, folder)

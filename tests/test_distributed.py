@@ -101,3 +101,13 @@ def test_one_process_needs_no_group() -> None:
 def test_the_launcher_tells_who_writes_before_the_group_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert not distributed.is_main()
+
+
+@pytest.mark.parametrize(("variables", "all_cores"), [({"ACCELERATE_MIXED_PRECISION": "no"}, True), ({}, False)])
+def test_a_lone_process_of_accelerate_launch_uses_all_cores(variables: dict[str, str], all_cores: bool) -> None:
+    code = "import torch; from lilt import distributed; distributed.use_all_cores(); print(torch.get_num_threads())"
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
+    environment = {**plain, "OMP_NUM_THREADS": "1", **variables}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    expected = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert int(out.stdout) == (expected if all_cores and not torch.accelerator.is_available() else 1)
