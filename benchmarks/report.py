@@ -22,8 +22,8 @@ validation, beside other work: compare them with care.
 
 """
 LITERATURE = """
-Published on the same test split, unimodal pretraining: VSE++ 10.4, AMFMN 16.4, GaLR 19.0, ViT+BERT 20.5, Swin-T+BERT 23.4
-(all weights trained, test-selected), KAMCL 26.1.
+Published on the same test split, unimodal pretraining: VSE++ 10.4, AMFMN 16.4, GaLR 19.0, ViT+BERT 20.5, Swin-T+BERT
+23.4 (all weights trained, test-selected), KAMCL 26.1.
 """
 
 
