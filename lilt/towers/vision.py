@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,21 +168,29 @@ def from_hf_vision(body: Any, label: str, spec: TowerSpec, processor: Any) -> To
         body.pooler = None
     if spec.weights is not None:
         load_weights(body, spec.weights)
-    size: Any = processor.size
-    px = spec.image_px or getattr(size, "height", None) or getattr(size, "shortest_edge", None) or 224
-    crop_size: Any = getattr(processor, "crop_size", None)
-    shortest = getattr(size, "shortest_edge", None)
-    crop = crop_size.height / shortest if getattr(processor, "do_center_crop", False) and shortest else 1.0
+    shortest = _side(processor.size, "shortest_edge")
+    px = spec.image_px or _side(processor.size, "height") or shortest
+    if not px:
+        raise ValueError(f"{label}: the image processor says no size ({processor.size}); give it one: ?image_px=224")
+    cropped = (
+        _side(getattr(processor, "crop_size", None), "height") if getattr(processor, "do_center_crop", False) else None
+    )
+    crop = cropped / shortest if cropped and shortest else 1.0
     if (share := getattr(processor, "crop_pct", None)) and shortest and shortest < 384:
         crop = share  # ConvNeXt's own rule: crop below 384 px, warp above
     names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
     normalise = getattr(processor, "do_normalize", True)
     mean = tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0)
     std = tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0)
-    if spec.image_px is None and getattr(processor, "do_center_crop", False) and crop < 1.0:
-        px = crop_size.height
+    if spec.image_px is None and cropped and crop < 1.0:
+        px = cropped
     contract = ImageContract(int(px), mean, std, names.get(int(processor.resample), "bicubic"), min(crop, 1.0))
     return HfVision(body, "vision", label, spec.pool, contract).finish(spec.layers)
+
+
+def _side(size: Any, name: str) -> int | None:
+    """Read one side of a processor's size, which is a dict in transformers 5.0 and an object later."""
+    return size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
 
 
 @vision_towers.register("open_clip")

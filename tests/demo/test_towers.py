@@ -42,7 +42,7 @@ def test_the_vision_folder_is_an_ordinary_timm_model() -> None:
 def test_the_vision_folder_brings_its_own_preprocessing() -> None:
     own = vision().pretrained_cfg
     assert (own["mean"], own["std"]) == ([0.5] * 3, [0.25] * 3)
-    assert own["input_size"] == (3, IMAGE_PX, IMAGE_PX)
+    assert tuple(own["input_size"]) == (3, IMAGE_PX, IMAGE_PX)
     assert (own["interpolation"], own["crop_pct"], own["num_classes"]) == ("bicubic", 1.0, 0)
 
 
