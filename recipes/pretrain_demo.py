@@ -38,6 +38,9 @@ from lilt.demo.scenes import IMAGE_PX, stream
 
 WIDTH, DEPTH, HEADS = 128, 4, 4
 PATCH_PX = 8
+SHAPE: dict[str, Any] = {
+    "img_size": IMAGE_PX, "patch_size": PATCH_PX, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS,
+}  # fmt: skip
 MEAN, STD = 0.5, 0.25
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CONTEXT = 64
@@ -60,15 +63,7 @@ def caption_pool(scenes: int, seed: int) -> list[str]:
 
 def vision_tower() -> Any:
     """A small timm ViT whose position embedding starts as sines: from noise, places take far longer to emerge."""
-    tower: Any = timm.create_model(
-        "vit_tiny_patch16_224",
-        num_classes=0,
-        img_size=IMAGE_PX,
-        patch_size=PATCH_PX,
-        embed_dim=WIDTH,
-        depth=DEPTH,
-        num_heads=HEADS,
-    )
+    tower: Any = timm.create_model("vit_tiny_patch16_224", num_classes=0, **SHAPE)
     place = torch.arange(IMAGE_PX // PATCH_PX).float()
     angles = place[:, None] / 100 ** torch.linspace(0, 1, WIDTH // 4)
     line = torch.cat([angles.sin(), angles.cos()], 1)
@@ -223,8 +218,10 @@ def pretrain_vision(folder: Path, steps: int, batch_size: int, pool: int, seed: 
         "tag": "lilt_demo",
     }
     pretext.tower.patch_drop = nn.Identity()
+    # the shape goes in by name: only newer timm writes it by itself
+    config = {"pretrained_cfg": contract}
     timm.models.save_for_hf(
-        pretext.tower.half(), str(folder), model_config={"pretrained_cfg": contract}, safe_serialization=True
+        pretext.tower.half(), str(folder), model_config=config, model_args=SHAPE, safe_serialization=True
     )
 
 
