@@ -63,7 +63,10 @@ class LayerNorm(Policy):
 @register("bitfit")
 @dataclass(frozen=True)
 class BitFit(Policy):
-    """Train every bias. Source: Ben Zaken et al. 2022, arXiv 2106.10199."""
+    """Train every bias.
+
+    Source: Ben Zaken et al. 2022, arXiv 2106.10199.
+    """
 
     blocks: Blocks = ALL
     lr: ClassVar[float] = 2e-3
