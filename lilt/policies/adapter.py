@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lilt.policies.attach import Child
 from lilt.policies.base import ALL, Attach, Blocks, Edit, Plan, Policy, register
 from lilt.registry import nearest
 from lilt.towers.anatomy import Leaf
@@ -17,7 +18,7 @@ from lilt.towers.base import Tower
 PLACES = ("output", "input")
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Child):
     """h -> h + up(GELU(down(h))); up starts at zero, so that step 0 is the pretrained tower."""
 
     def __init__(self, width: int, hidden: int):
@@ -30,6 +31,10 @@ class Bottleneck(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         hidden = tensors[-1]  # the input alone, or (input, output) of a hooked module
         return hidden + self.up(F.gelu(self.down(hidden)))
+
+    def rescale(self, factor: float) -> None:
+        self.up.weight.data.mul_(factor)
+        self.up.bias.data.mul_(factor)
 
 
 @register("adapter")

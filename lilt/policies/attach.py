@@ -9,7 +9,21 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def attach(module: nn.Module, name: str, child: nn.Module, when: str) -> None:
+class Child(nn.Module):
+    """What a policy adds to a tower. While `off` it does nothing, bit for bit."""
+
+    off = False
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """Return the tensor this child adds to, with its work in it. Only children of mergeable policies can."""
+        raise NotImplementedError
+
+    def rescale(self, factor: float) -> None:
+        """Multiply what this child adds by factor, in place."""
+        raise NotImplementedError
+
+
+def attach(module: nn.Module, name: str, child: Child, when: str) -> None:
     """Register child under name and hook it in; hooks look the child up, so that a deep copy uses its own."""
     assert not hasattr(module, name), f"{name} is already attached"
     module.add_module(name, child)
@@ -20,12 +34,24 @@ def attach(module: nn.Module, name: str, child: nn.Module, when: str) -> None:
         module.register_forward_hook(hook, with_kwargs=True)
 
 
+def detach(module: nn.Module, name: str) -> None:
+    """Take a child and its hook away again."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [k for k, hook in hooks.items() if getattr(hook, "name", None) == name]:
+            del hooks[key]
+            for flags in (module._forward_pre_hooks_with_kwargs, module._forward_hooks_with_kwargs):
+                flags.pop(key, None)
+    delattr(module, name)
+
+
 @dataclass(frozen=True)
 class _InputHook:
     name: str
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         child = getattr(module, self.name)
+        if child.off:
+            return args, kwargs
         if args and isinstance(args[0], Tensor):
             return (child(args[0]), *args[1:]), kwargs
         key = _first_tensor(kwargs)
@@ -38,6 +64,8 @@ class _OutputHook:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         child = getattr(module, self.name)
+        if child.off:
+            return output
         given = args[0] if args and isinstance(args[0], Tensor) else kwargs[_first_tensor(kwargs)]
         if isinstance(output, Tensor):
             return child(given, output)
@@ -50,6 +78,8 @@ class _BlockHook:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         child = getattr(module, self.name)
+        if child.off:
+            return output
         hidden = output if isinstance(output, Tensor) else output[0]
         if hidden.ndim != 3:
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lilt.policies.attach import attach
+from lilt.policies.attach import Child, attach
 from lilt.registry import Registry, construct, nearest, options_of, parse_call, split_top
 from lilt.towers.anatomy import Leaf
 from lilt.towers.base import Tower
@@ -70,7 +70,7 @@ class Attach(Edit):
     """Register a child module and run it by a forward hook: on the module's input or its output."""
 
     name: str
-    make: Callable[[], nn.Module]
+    make: Callable[[], Child]
     when: str  # "input": x -> child(x); "output": y -> child(x, y); "block": y -> child(y, attention mask)
     adds_to: str = ""  # the module's own tensor to whose product the child adds, if it does
 
@@ -81,7 +81,7 @@ class Reparametrize(Edit):
 
     name: str
     tensor: str
-    make: Callable[[], nn.Module]
+    make: Callable[[], Child]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lilt.policies.attach import Child
 from lilt.policies.base import Attach, Plan, Policy, register
 from lilt.towers.base import Tower
 
 
-class TopLayer(nn.Module):
+class TopLayer(Child):
     """A pre-norm transformer layer on tokens (B, L, D); both branches end in zeros, so it starts as the identity."""
 
     def __init__(self, width: int, heads: int):
@@ -37,6 +38,11 @@ class TopLayer(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.out(mixed.transpose(1, 2).reshape(b, n, d))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+    def rescale(self, factor: float) -> None:
+        for last in (self.out, self.fc2):
+            last.weight.data.mul_(factor)
+            last.bias.data.mul_(factor)
 
 
 @register("deep_adapter")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lilt.policies.attach import Child
 from lilt.policies.base import ALL, Attach, Blocks, Edit, Plan, Policy, Reparametrize, register
 from lilt.policies.select import leaves_of
 from lilt.registry import nearest
@@ -20,16 +21,35 @@ from lilt.towers.base import Tower
 TARGETS = ("q", "k", "v", "qkv", "out", "attention", "mlp", "all")
 
 
-class LowRank(nn.Module):
+class LowRank(Child):
     """The factors of one update scale * B @ A, to the rows `[start, start + rows)` of a weight (total, D_in)."""
 
-    def __init__(self, d_in: int, rows: int, r: int, scale: float, start: int = 0, total: int | None = None):
+    def __init__(
+        self,
+        d_in: int,
+        rows: int,
+        r: int,
+        scale: float,
+        start: int = 0,
+        total: int | None = None,
+        transposed: bool = False,
+    ):
         super().__init__()
-        self.scale = scale
+        self.scale, self.transposed = scale, transposed
         self.pad = (start, (total or rows) - start - rows)
         self.a = nn.Parameter(torch.empty(r, d_in))
         self.b = nn.Parameter(torch.zeros(rows, r))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def delta(self) -> Tensor:
+        """Return the update of the whole weight, (total, D_in)."""
+        return F.pad(self.b @ self.a * self.scale, (0, 0, *self.pad))
+
+    def fold(self, weight: Tensor) -> Tensor:
+        return weight + (self.delta().T if self.transposed else self.delta())
+
+    def rescale(self, factor: float) -> None:
+        self.b.data.mul_(factor)
 
 
 class Branch(LowRank):
@@ -43,13 +63,8 @@ class Branch(LowRank):
 class InWeight(LowRank):
     """W -> W + scale * B A, for a weight that nobody's forward reads; backward forms the full dW."""
 
-    def __init__(self, *args: int | float | None, transposed: bool = False):
-        super().__init__(*args)  # type: ignore[arg-type]
-        self.transposed = transposed
-
     def forward(self, weight: Tensor) -> Tensor:
-        delta = F.pad(self.b @ self.a * self.scale, (0, 0, *self.pad))
-        return weight + (delta.T if self.transposed else delta)
+        return weight if self.off else self.fold(weight)
 
 
 @register("lora")
@@ -107,10 +122,10 @@ class Lora(Policy):
         rows, start = (total // 3, "qkv".index(piece) * total // 3) if piece else (total, 0)
         count = self.r * (d_in + rows)
         name = f"lora_{piece}" if piece else "lora"
-        shape = (d_in, rows, self.r, self.alpha / self.r, start, total)
+        shape = (d_in, rows, self.r, self.alpha / self.r, start, total, transposed)
         if leaf.order is not None and tensor == "weight":
             why = "side branch: its forward is called"
             return Attach(leaf.path, count, self.name, why, self.lr, name, partial(Branch, *shape), "output", tensor)
-        inside = partial(InWeight, *shape, transposed=transposed)
+        inside = partial(InWeight, *shape)
         why = "weight parametrization: read functionally"
         return Reparametrize(leaf.path, count, self.name, why, self.lr, name, tensor, inside)
