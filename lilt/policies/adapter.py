@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lilt.policies.attach import Child
-from lilt.policies.base import ALL, Attach, Blocks, Edit, Plan, Policy, register
+from lilt.policies.base import ALL, Blocks, Plan, Policy, register
+from lilt.policies.edits import Attach, Edit
 from lilt.registry import nearest
 from lilt.towers.anatomy import Leaf
 from lilt.towers.base import Tower

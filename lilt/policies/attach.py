@@ -13,6 +13,7 @@ class Child(nn.Module):
     """What a policy adds to a tower. While `off` it does nothing, bit for bit."""
 
     off = False
+    name = ""  # under which it was added
 
     def fold(self, weight: Tensor) -> Tensor:
         """Return the tensor this child adds to, with its work in it. Only children of mergeable policies can."""

@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-from torch.nn.utils import parametrize
-
-from lilt.policies.attach import Child, attach
+from lilt.policies.edits import Edit, Open
 from lilt.registry import Registry, construct, nearest, options_of, parse_call, split_top
 from lilt.towers.anatomy import Leaf
 from lilt.towers.base import Tower
@@ -50,41 +47,6 @@ ALL = Blocks()
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One change to a tower: how many tensors' values it trains and by whose rule."""
-
-    path: str  # of the parameter (Open) or of the module (Attach, Reparametrize)
-    count: int
-    rule: str
-    why: str
-    lr: float
-
-
-@dataclass(frozen=True)
-class Open(Edit):
-    """Let an existing parameter train."""
-
-
-@dataclass(frozen=True)
-class Attach(Edit):
-    """Register a child module and run it by a forward hook: on the module's input or its output."""
-
-    name: str
-    make: Callable[[], Child]
-    when: str  # "input": x -> child(x); "output": y -> child(x, y); "block": y -> child(y, attention mask)
-    adds_to: str = ""  # the module's own tensor to whose product the child adds, if it does
-
-
-@dataclass(frozen=True)
-class Reparametrize(Edit):
-    """Replace a weight that is read functionally by a function of itself: W -> child(W)."""
-
-    name: str
-    tensor: str
-    make: Callable[[], Child]
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a policy will do to a tower; nothing is changed until it is carried out."""
 
@@ -97,26 +59,17 @@ class Plan:
 
     def __add__(self, other: Plan) -> Plan:
         """Join two plans: rules that only open a parameter agree and the first keeps it, other overlap is an error."""
-        taken = {_claim(edit): edit for edit in self.edits}
+        taken = {edit.claim: edit for edit in self.edits}
         added = []
         for edit in other.edits:
-            before = taken.get(_claim(edit))
+            before = taken.get(edit.claim)
             if before is None:
                 added.append(edit)
             elif not (isinstance(before, Open) and isinstance(edit, Open)):
                 raise ValueError(
-                    f"{before.rule} and {edit.rule} both want {_claim(edit)}; a weight has one policy: leave one out"
+                    f"{before.rule} and {edit.rule} both want {edit.claim}; a weight has one policy: leave one out"
                 )
         return Plan((*self.edits, *added))
-
-
-def _claim(edit: Edit) -> str:
-    """Name what an edit wants for itself: a parameter, or the name of a new child."""
-    if isinstance(edit, Open):
-        return edit.path
-    assert isinstance(edit, (Attach, Reparametrize))
-    name = edit.tensor if isinstance(edit, Reparametrize) else edit.adds_to or edit.name
-    return f"{edit.path}.{name}".lstrip(".")
 
 
 @dataclass(frozen=True)
@@ -127,6 +80,7 @@ class Policy(ABC):
     lr: ClassVar[float] = 1e-3  # default learning rate of the tensors it trains
     identity_at_start: ClassVar[bool] = True  # the tower's outputs are the pretrained ones at step 0
     mergeable: ClassVar[bool] = True  # the result is a plain tower: nothing added, or foldable into its weights
+    size: ClassVar[str | None] = None  # the option that fits it to a parameter budget: more of it trains more values
 
     @abstractmethod
     def plan(self, tower: Tower) -> Plan:
@@ -204,18 +158,7 @@ def apply(joint: Plan, tower: Tower) -> None:
     tower.requires_grad_(False)
     fates: dict[str, Edit] = {}
     for edit in joint.edits:
-        if isinstance(edit, Open):
-            tower.body.get_parameter(edit.path).requires_grad_(True)
-            fates[edit.path] = edit
-            continue
-        module = tower.body.get_submodule(edit.path)
-        assert isinstance(edit, (Attach, Reparametrize))
-        child = edit.make()
-        assert sum(p.numel() for p in child.parameters()) == edit.count, f"{edit.path}: the plan miscounts {edit.name}"
-        before = {id(p) for p in tower.body.parameters()}
-        if isinstance(edit, Reparametrize):
-            parametrize.register_parametrization(module, edit.tensor, child)
-        else:
-            attach(module, edit.name, child, edit.when)
-        fates |= {n: edit for n, p in tower.body.named_parameters() if id(p) not in before}
+        before = {id(p) for p in tower.body.parameters() if p.requires_grad}
+        edit.carry_out(tower.body)
+        fates |= {n: edit for n, p in tower.body.named_parameters() if p.requires_grad and id(p) not in before}
     tower.fates = fates

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lilt.policies.attach import Child
-from lilt.policies.base import Attach, Plan, Policy, register
+from lilt.policies.base import Plan, Policy, register
+from lilt.policies.edits import Attach
 from lilt.towers.base import Tower
 
 

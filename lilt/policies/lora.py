@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lilt.policies.attach import Child
-from lilt.policies.base import ALL, Attach, Blocks, Edit, Plan, Policy, Reparametrize, register
+from lilt.policies.base import ALL, Blocks, Plan, Policy, register
+from lilt.policies.edits import Attach, Edit, Reparametrize
 from lilt.policies.select import leaves_of
 from lilt.registry import nearest
 from lilt.towers.anatomy import Leaf, is_dense

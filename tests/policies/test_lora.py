@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lilt.policies.base import Attach, Edit, Reparametrize
+from lilt.policies.edits import Attach, Edit, Reparametrize
 from lilt.towers import Tower
 from tests.policies.conformance import planned, tuned
 from tests.towers.families import batch, tiny
