@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,19 @@ RSICD = """## RSICD: tuning policies compared
 flips and quarter turns, best epoch by validation mean recall. mR is the mean of R@1/5/10 both ways on the test split
 (1,093 images, 5 captions each, ties against the model; chance 0.3). Seconds (training and validation) and memory on
 {machine}, beside other work: compare them with care.
+
+"""
+SUPPORT = """## Which policy works on which tower
+
+`python benchmarks/support.py`: {specs} policies on {families} tower families built from config without weights.
+{alive} of {pairs} pairs were applied and each of their trained tensors proved to move the output; {refused} are refused
+before anything is changed:
+
+"""
+LORA_SPEED = """## LoRA's step beside peft's
+
+`python benchmarks/lora_speed.py`: the same tower, targets and rank, interleaved in one run; medians of process time
+over that of peft {peft} with the same kind of update, on {machine}, batch {batch}.
 
 """
 LITERATURE = """
@@ -63,8 +77,43 @@ def rsicd(rows: list[dict[str, Any]]) -> str:
     return text
 
 
+def support(rows: list[dict[str, Any]]) -> str:
+    """Return the section on which policy works on which tower: what is refused, and why."""
+    if not rows:
+        return ""
+    families = len({row["family"] for row in rows})
+    specs = list(dict.fromkeys(row["policy"] for row in rows))
+    alive = sum(row["verdict"] == "ok" for row in rows)
+    text = SUPPORT.format(specs=len(specs), families=families, pairs=len(rows), alive=alive, refused=len(rows) - alive)
+    text += "| policy | towers that cannot take it | reason |\n|---|---|---|\n"
+    for spec in specs:
+        reasons: dict[str, list[str]] = {}
+        for row in rows:
+            if row["policy"] == spec and row["verdict"] != "ok":
+                said = re.search(r"tower '.*?':? (?:has )?(.*?); it has", row["reason"])
+                reasons.setdefault(said[1] if said else row["reason"], []).append(row["family"])
+        for reason, towers in reasons.items():
+            text += f"| `{spec.replace('|', '&#124;')}` | {', '.join(towers)} | {reason.replace('|', '&#124;')} |\n"
+    return text + "\n"
+
+
+def lora_speed(rows: list[dict[str, Any]]) -> str:
+    """Return the section on LoRA's step time."""
+    if not rows:
+        return ""
+    text = LORA_SPEED.format(**rows[-1])
+    text += "| tower | variant | trained | step / peft's | step / full |\n|---|---|--:|--:|--:|\n"
+    for r in rows:
+        text += f"| {r['tower']} | {r['variant']} | {r['trained']:,} | {r['over_peft']:.2f} | {r['over_full']:.2f} |\n"
+    return text + "\n"
+
+
+SECTIONS = {"rsicd": rsicd, "support": support, "lora_speed": lora_speed}
+
+
 def main() -> None:
-    (HERE / "RESULTS.md").write_text((HEAD + rsicd(read("rsicd"))).rstrip() + "\n", encoding="utf-8")
+    text = HEAD + "".join(section(read(name)) for name, section in SECTIONS.items())
+    (HERE / "RESULTS.md").write_text(text.rstrip() + "\n", encoding="utf-8")
     print(f"written to {HERE / 'RESULTS.md'}")
 
 

@@ -27,6 +27,7 @@ SHOWN = (
     "text_policy",
     "epochs",
     "image_px",
+    "precision",
     "batch_size",
     "lr",
     "head_lr",
