@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,11 +14,21 @@ from lilt.config import ModelConfig, TrainConfig
 from lilt.data import Collate, PairDataset, Sample, read_manifest, read_references, select, train_transform
 from lilt.model import Scale, TwoTower, build_projection
 from lilt.policies import apply, parse_policy, plan
+from lilt.policies.peft import written_out
 from lilt.towers import ImageContract, Tokenizer, build_tower, expand
 from lilt.towers.loading import fixed_seed
 
+T = TypeVar("T", bound=ModelConfig)
+
 # names for manifests: an ordinary set, written on first use
 DATA = {"demo": demo.manifest}
+
+
+def settled(config: T) -> T:
+    """Return settings whose policies say the same when the files they were read from are gone."""
+    specs = {name: getattr(config, name) for name in ("policy", "vision_policy", "text_policy")}
+    changes: dict[str, Any] = {name: written_out(spec) for name, spec in specs.items() if spec}
+    return replace(config, **changes)
 
 
 def build_model(
@@ -31,8 +41,10 @@ def build_model(
     """Build the towers, apply their policies and put the heads on; modules stand in for specs where given."""
     vision_policy = parse_policy(config.vision_policy or config.policy, "vision")
     text_policy = parse_policy(config.text_policy or config.policy, "text")
-    image = build_tower(vision if vision is not None else config.vision, "vision", preprocess, config.image_px)
-    language = build_tower(text if text is not None else config.text, "text", tokenizer)
+    image = build_tower(
+        config.vision if vision is None else vision, "vision", preprocess, config.image_px, config.vision_roles
+    )
+    language = build_tower(config.text if text is None else text, "text", tokenizer, roles=config.text_roles)
     # both plans are made before either tower is changed
     plans = plan(vision_policy, image), plan(text_policy, language)
     with fixed_seed(config.seed):

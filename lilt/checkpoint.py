@@ -22,7 +22,7 @@ from lilt.towers import ImageContract, Tower
 
 ADAPTER, CONTRACT, CARD = "adapter.safetensors", "lilt.json", "README.md"
 FORMAT = 1
-_LIBRARIES = ("lilt", "torch", "transformers", "timm", "open_clip_torch", "safetensors")
+_LIBRARIES = ("lilt", "torch", "transformers", "timm", "open_clip_torch", "peft", "safetensors")
 
 
 def save(model: TwoTower, config: ModelConfig, folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
@@ -42,6 +42,8 @@ def save(model: TwoTower, config: ModelConfig, folder: str | Path, metrics: Mapp
 def describe(model: TwoTower, config: ModelConfig, tensors: Mapping[str, Tensor], metrics: Mapping[str, Any]) -> dict:
     """Return the contract: everything needed to build the model again and to notice that something else was built."""
     settings = {name: value for name, value in asdict(config).items() if name in ModelConfig.__dataclass_fields__}
+    # the maps themselves: the file or the function that gave one may change or be gone when this is loaded
+    settings |= {"vision_roles": model.vision.roles, "text_roles": model.text.roles}
     return {
         "format": FORMAT,
         "model": settings,
@@ -110,7 +112,7 @@ def load_trained(model: TwoTower, tensors: Mapping[str, Tensor], source: str) ->
         if names:
             raise ValueError(
                 f"{source} {problem} {len(names)} tensors (first: {min(names)!r}); the model was built with another "
-                "policy or projection; build it as lilt.json says"
+                "policy, projection or role map; build it as lilt.json says"
             )
     with torch.no_grad():
         for name, parameter in trained.items():

@@ -19,6 +19,10 @@ class ModelConfig:
     """what is trained in the vision tower, where it differs"""
     text_policy: str | None = None
     """what is trained in the text tower, where it differs"""
+    vision_roles: dict[str, str] | None = None
+    """what is what in the vision tower, where the guess by type is wrong: {"layer*": "block", "**.rms": "norm"}"""
+    text_roles: dict[str, str] | None = None
+    """what is what in the text tower, where the guess by type is wrong; also ?roles=FILE.json in the spec"""
     projection: str = "linear(dim=256)"
     """the map of both towers into the joint space; linear(dim=256,tied=true) shares it"""
     image_px: int | None = None

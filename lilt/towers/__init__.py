@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from lilt import demo
 from lilt.registry import Registry, nearest
 from lilt.towers.base import ImageContract, Inputs, Tokenizer, Tokens, Tower, text_towers, vision_towers
+from lilt.towers.meta import on_meta
 from lilt.towers.spec import TowerSpec, expand
 from lilt.towers.text import wrap_text
 from lilt.towers.vision import wrap_vision
@@ -17,29 +19,61 @@ from lilt.towers.vision import wrap_vision
 SHORT = {"vision": {"demo": f"timm:{demo.VISION}"}, "text": {"demo": f"hf:{demo.TEXT}"}}
 
 
-def build_tower(what: str | nn.Module, side: str, contract: Any = None, image_px: int | None = None) -> Tower:
-    """Build the vision or text tower of a spec, or wrap a module with its preprocess or tokenizer."""
-    registry: Registry = vision_towers if side == "vision" else text_towers
+def build_tower(
+    what: str | nn.Module,
+    side: str,
+    contract: Any = None,
+    image_px: int | None = None,
+    roles: Mapping[str, str] | None = None,
+) -> Tower:
+    """Build the vision or text tower of a spec, or wrap a module with its preprocess or tokenizer.
+
+    roles, a map as in `lilt.towers.roles`, says what the guess by type gets wrong; it counts before a file that the
+    spec names and before what a `py:` function returns.
+    """
     if isinstance(what, Tower):
+        if roles is not None and roles != what.roles:
+            raise ValueError(
+                f"the finished {side} tower {what.spec!r} has the roles {what.roles}, not {roles}; expected the "
+                "map it was built with; pass the module instead, or build the tower with these roles"
+            )
         return what
     if isinstance(what, nn.Module):
         wrap = wrap_vision if side == "vision" else wrap_text
-        return wrap(what, contract, f"module:{type(what).__name__}", TowerSpec("module", image_px=image_px))
+        spec = TowerSpec("module", image_px=image_px, roles=roles)
+        return wrap(what, contract, f"module:{type(what).__name__}", spec)
+    spec = _read_spec(what, side, image_px, roles)
+    tower = _sources(side)[spec.source](spec)
+    tower.spec = what
+    return tower
+
+
+def meta_tower(what: str, side: str, image_px: int | None = None) -> Tower:
+    """Build the tower of a spec on the meta device: no weights are read, and at most a config is downloaded."""
+    tower = on_meta(_read_spec(what, side, image_px), side)
+    tower.spec = what
+    return tower
+
+
+def _sources(side: str) -> Registry[Callable[..., Tower]]:
+    return vision_towers if side == "vision" else text_towers
+
+
+def _read_spec(what: str, side: str, image_px: int | None, roles: Mapping[str, str] | None = None) -> TowerSpec:
+    registry = _sources(side)
     head, question, query = what.partition("?")
     full = SHORT[side].get(head, head) + question + query
-    spec = TowerSpec.parse(full, image_px=image_px if side == "vision" else None)
+    spec = TowerSpec.parse(full, image_px if side == "vision" else None, roles)
     known = [*registry.names(), *SHORT[side]]
     if spec.source not in registry:
         raise ValueError(
             f"unknown {side} tower {what!r}; expected one of {', '.join(f'{k}:…' for k in registry.names())} or "
             f"{', '.join(SHORT[side])}.{nearest(spec.source, known)}"
         )
-    tower = registry[spec.source](spec)
-    tower.spec = what
-    return tower
+    return spec
 
 
 __all__ = [
-    "ImageContract", "Inputs", "Tokenizer", "Tokens", "Tower", "TowerSpec", "build_tower", "expand", "text_towers",
-    "vision_towers",
+    "ImageContract", "Inputs", "Tokenizer", "Tokens", "Tower", "TowerSpec", "build_tower", "expand", "meta_tower",
+    "text_towers", "vision_towers",
 ]  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
+
+from lilt.towers.calls import watch
 
 CONTAINERS = (nn.ModuleList, nn.Sequential)
 ROLES = ("norm", "attention", "mlp", "conv", "embedding", "other")
@@ -31,6 +32,17 @@ class Leaf:
     part: str  # q k v qkv out (attention), in out (mlp), or ""
     block: int | None
     order: int | None  # None: its forward never fires, its weights are read functionally
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a role map says of one network: role words by the id of a module, and the ids of the blocks."""
+
+    words: Mapping[int, str]
+    blocks: frozenset[int]
+
+
+NOTHING = Named({}, frozenset())
 
 
 @dataclass(frozen=True)
@@ -79,50 +91,27 @@ def find_blocks(body: nn.Module) -> list[str]:
         children = list(module.children())
         alike = len({type(c) for c in children}) == 1 and not isinstance(children[0], CONTAINERS)
         if alike and any(True for _ in children[0].children()) and any(True for _ in children[0].parameters()):
-            found += [f"{path}.{i}" if path else str(i) for i in range(len(children))]
+            found += [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
     # a stage that holds blocks is not itself a block
     return [path for path in found if not any(other.startswith(path + ".") for other in found)]
 
 
-def call_order(body: nn.Module, forward: Callable[[], Any]) -> dict[str, int]:
-    """Run the network once and return, for each module whose forward fires, the position of its first call."""
-    order: dict[str, int] = {}
-    handles = []
-    for path, module in body.named_modules():
+def survey(body: nn.Module, forward: Callable[[], Any], named: Named = NOTHING) -> Anatomy:
+    """Find the blocks and the role of every parameter-owning module; forward runs the network on an example.
 
-        def note(_module: nn.Module, _args: Any, path: str = path) -> None:
-            order.setdefault(path, len(order))
-
-        handles.append(module.register_forward_pre_hook(note))
-    training = body.training
-    try:
-        body.eval()
-        with torch.no_grad():
-            forward()
-    finally:
-        body.train(training)
-        for handle in handles:
-            handle.remove()
-    return order
-
-
-def survey(body: nn.Module, forward: Callable[[], Any]) -> Anatomy:
-    """Find the blocks and the role of every parameter-owning module; forward runs the network on an example."""
-    blocks = find_blocks(body)
-    given: list[tuple[int, ...]] = [()]
-
-    def note(_module: nn.Module, _args: Any, output: Any) -> None:
-        given.append(tuple((output if isinstance(output, torch.Tensor) else output[0]).shape))
-
-    handles = [body.get_submodule(path).register_forward_hook(note) for path in blocks]
-    try:
-        order = call_order(body, forward)
-    finally:
-        for handle in handles:
-            handle.remove()
+    What a role map has named is taken from there, the rest is found by type.
+    """
+    modules = dict(body.named_modules())
+    blocks = [path for path, module in modules.items() if id(module) in named.blocks] or find_blocks(body)
+    order, widths = watch(body, blocks, forward)
+    silent = [path for path in blocks if path not in order]
+    if named.blocks and silent:
+        raise ValueError(
+            f"roles: {silent[0]!r} is named block and its forward is never called, so it has no place in depth; "
+            "expected modules that run one after the other; name the modules inside it"
+        )
     # registration order of the stages may differ from depth; the calls tell
     blocks.sort(key=lambda path: order.get(path, len(order)))
-    modules = dict(body.named_modules())
     leaves = []
     seen: set[int] = set()
     for path, module in modules.items():
@@ -131,11 +120,23 @@ def survey(body: nn.Module, forward: Callable[[], Any]) -> Anatomy:
             continue
         seen |= fresh
         block = next((i for i, b in enumerate(blocks) if path == b or path.startswith(b + ".")), None)
-        inside = _within_attention(path, blocks[block] if block is not None else "", modules)
-        role = _role(module, block is not None, inside, bool(blocks))
-        leaves.append(Leaf(path, module, role, _part(path, module, role), block, order.get(path)))
-    width = given[-1][-1] if len(given[-1]) == 3 else None
-    return Anatomy(tuple(_mark_outputs(leaves)), tuple(blocks), width)
+        role, part = _said(path, modules, named)
+        if not role:
+            inside = _within_attention(path, blocks[block] if block is not None else "", modules)
+            role = _role(module, block is not None, inside, bool(blocks))
+        leaves.append(Leaf(path, module, role, part or _part(path, module, role), block, order.get(path)))
+    return Anatomy(tuple(_mark_outputs(leaves)), tuple(blocks), widths.get(blocks[-1]) if blocks else None)
+
+
+def _said(path: str, modules: dict[str, nn.Module], named: Named) -> tuple[str, str]:
+    """Return the role and part that a role map gives a module: by its own line, or by that of the nearest around it."""
+    names = path.split(".")
+    for depth in range(len(names), 0, -1):
+        word = named.words.get(id(modules[".".join(names[:depth])]), "")
+        if word and (depth == len(names) or not is_norm(modules[path])):
+            role, _, part = word.partition(".")
+            return role, part
+    return "", ""
 
 
 def _within_attention(path: str, block: str, modules: dict[str, nn.Module]) -> bool:
@@ -170,17 +171,19 @@ def _part(path: str, module: nn.Module, role: str) -> str:
 
 def _mark_outputs(leaves: list[Leaf]) -> list[Leaf]:
     """Mark in each block the last dense layer of the attention and of the MLP as its output, an MLP's others as in."""
+    said = {(leaf.block, leaf.role) for leaf in leaves if leaf.part == "out"}
     last: dict[tuple[int | None, str], int] = {}
     for i, leaf in enumerate(leaves):
-        if leaf.role in ("attention", "mlp") and is_dense(leaf.module) and leaf.part == "":
-            key = (leaf.block, leaf.role)
+        key = (leaf.block, leaf.role)
+        if leaf.role in ("attention", "mlp") and is_dense(leaf.module) and leaf.part == "" and key not in said:
             rank = -1 if leaf.order is None else leaf.order
             best = last.get(key)
             if best is None or rank >= (-1 if leaves[best].order is None else leaves[best].order or 0):
                 last[key] = i
     marked = list(leaves)
     for i, leaf in enumerate(leaves):
-        if leaf.role == "mlp" or i in last.values():
-            part = "out" if i in last.values() else "in"
-            marked[i] = replace(leaf, part=part) if leaf.role == "mlp" or part == "out" else leaf
+        if i in last.values():
+            marked[i] = replace(leaf, part="out")
+        elif leaf.role == "mlp" and leaf.part == "":
+            marked[i] = replace(leaf, part="in")
     return marked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lilt.registry import Registry
-from lilt.towers.anatomy import Anatomy, survey
+from lilt.towers.anatomy import CONTAINERS, NOTHING, Anatomy, Named, survey
+from lilt.towers.roles import find_named
 
 Inputs = Tensor | dict[str, Tensor]
 
@@ -72,6 +73,7 @@ class Tower(nn.Module):
         self.contract = contract
         self.dim = 0
         self.anatomy = Anatomy((), ())
+        self.roles: dict[str, str] | None = None  # what its owner says of its parts: path pattern -> role
         self.fingerprint = ""
         self.fates: dict[str, Any] | None = None  # set when a policy is applied: trained parameter -> why
 
@@ -104,14 +106,17 @@ class Tower(nn.Module):
             return torch.zeros(1, 3, px, px)
         return self.contract.pad(self.contract.encode(["a photo of a red boat"])[0])
 
-    def finish(self, layers: int | None = None) -> Tower:
+    def finish(self, layers: int | None = None, roles: Mapping[str, str] | None = None) -> Tower:
         """Cut to the first blocks if asked, then learn the output width, the anatomy and the fingerprint."""
         self.float()  # trained tensors need fp32 masters, and a folder saved in fp16 loads as fp16
+        # before the cut: a line may name blocks that fall away
+        named = find_named({} if roles is None else roles, self.body, f"the {self.side} tower {self.spec!r}")
+        self.roles = None if roles is None else dict(roles)
         if layers is not None:
-            keep_blocks(self, layers)
+            keep_blocks(self, layers, named)
         try:
             with torch.no_grad():
-                self.anatomy = survey(self.body, lambda: self._measure())
+                self.anatomy = survey(self.body, lambda: self._measure(), named)
         except (RuntimeError, AttributeError, TypeError, IndexError, AssertionError) as error:
             what = f"its first {layers} blocks" if layers is not None else "an example"
             raise ValueError(
@@ -154,10 +159,10 @@ def pool_tokens(tokens: Tokens, how: str) -> Tensor:
     return mean if how == "mean" else torch.cat([features[:, 0], mean], dim=-1)
 
 
-def keep_blocks(tower: Tower, layers: int) -> None:
+def keep_blocks(tower: Tower, layers: int, named: Named = NOTHING) -> None:
     """Keep the first blocks of a tower and drop the rest from their lists."""
     body = tower.body
-    paths = survey(body, lambda: tower(tower.example())).blocks
+    paths = survey(body, lambda: tower(tower.example()), named).blocks
     if not 1 <= layers <= len(paths):
         raise ValueError(f"layers={layers}: {tower.spec!r} has {len(paths)} blocks; give 1 to {len(paths)}")
     lists = [path.rpartition(".")[0] for path in paths]
@@ -168,11 +173,19 @@ def keep_blocks(tower: Tower, layers: int) -> None:
             f"layers={layers}: {tower.spec!r} has stages of {stages} blocks, and what follows them expects the last "
             f"stage's width; give {least} to {len(paths)}, or another tower"
         )
+    loose = [path for path in paths[layers:] if not isinstance(body.get_submodule(path.rpartition(".")[0]), CONTAINERS)]
+    if loose:
+        raise ValueError(
+            f"layers={layers}: the block {loose[0]!r} of {tower.spec!r} is called by name and cannot be left out; "
+            "expected blocks in an nn.ModuleList or nn.Sequential; put them in one, or leave layers out"
+        )
     for path in reversed(paths[layers:]):
-        parent, _, index = path.rpartition(".")
+        parent, _, name = path.rpartition(".")
         container = body.get_submodule(parent)
-        assert isinstance(container, (nn.ModuleList, nn.Sequential))
-        del container[int(index)]
+        if isinstance(container, nn.ModuleList):
+            del container[int(name)]
+        else:
+            delattr(container, name)  # the others keep their names
     config = getattr(body, "config", None)
     if config is not None and hasattr(config, "num_hidden_layers"):
         config.num_hidden_layers = layers

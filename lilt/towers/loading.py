@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -106,6 +107,7 @@ def open_clip_model(spec: TowerSpec) -> Any:
                 pretrained_text=False,
                 force_custom_text=True,
                 force_image_size=spec.image_px,
+                device=torch.get_default_device(),
             )
     except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
         raise ValueError(
@@ -114,8 +116,11 @@ def open_clip_model(spec: TowerSpec) -> Any:
         ) from error
 
 
-def py_factory(spec: TowerSpec) -> tuple[nn.Module, Any]:
-    """Call `package.module:function`; it returns a module, or a module and its preprocess or tokenizer."""
+def py_factory(spec: TowerSpec) -> tuple[nn.Module, Any, TowerSpec]:
+    """Call `package.module:function`; it returns a module, its preprocess or tokenizer, and a role map, or less.
+
+    Returned are module, contract and the spec with that map, where nobody else gave one.
+    """
     spec.refuse_extra()
     where, colon, function = spec.name.rpartition(":")
     if not colon:
@@ -129,9 +134,12 @@ def py_factory(spec: TowerSpec) -> tuple[nn.Module, Any]:
         ) from error
     with fixed_seed():
         made = factory()
-    module, contract = made if isinstance(made, tuple) else (made, None)
-    if not isinstance(module, nn.Module):
+    module, contract, roles = (*(made if isinstance(made, tuple) else (made,)), None, None)[:3]
+    surplus = isinstance(made, tuple) and len(made) > 3
+    if surplus or not isinstance(module, nn.Module) or not isinstance(roles, Mapping | None):
+        kinds = ", ".join(type(item).__name__ for item in (made if isinstance(made, tuple) else (made,)))
         raise ValueError(
-            f"py:{spec.name} returned {type(module).__name__}; expected nn.Module or (nn.Module, preprocess)"
+            f"py:{spec.name} returned {kinds}; expected nn.Module or (nn.Module, preprocess) or (nn.Module, "
+            "preprocess, {path pattern: role}); change what the function returns"
         )
-    return module, contract
+    return module, contract, replace(spec, roles=roles if spec.roles is None else spec.roles)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from urllib.parse import parse_qsl
 
 from lilt.registry import coerce, nearest
+from lilt.towers.roles import read_roles
 
 POOLS = ("own", "cls", "mean", "cls+mean", "token")
 
@@ -36,10 +38,11 @@ class TowerSpec:
     pretrained: bool = True
     image_px: int | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str] | None = None
 
     @classmethod
-    def parse(cls, text: str, image_px: int | None = None) -> TowerSpec:
-        """Parse a spec; image_px is used where the spec itself names none."""
+    def parse(cls, text: str, image_px: int | None = None, roles: Mapping[str, str] | None = None) -> TowerSpec:
+        """Parse a spec; image_px is used where the spec itself names none, roles instead of the file it names."""
         head, _, query = expand(text).partition("?")
         source, _, name = head.partition(":")
         known = {f.name: f for f in fields(cls) if f.name not in ("source", "name", "extra")}
@@ -48,7 +51,9 @@ class TowerSpec:
         extra: dict[str, str] = {}
         # "+" is a space in a web query, here it is itself: pool=cls+mean
         for key, value in parse_qsl(query.replace("+", "%2B"), keep_blank_values=True):
-            if key in known:
+            if key == "roles":
+                roles = read_roles(value) if roles is None else roles
+            elif key in known:
                 options[key] = coerce(value, types.get(key, str), f"{text}: {key}")
             else:
                 extra[key] = value
@@ -57,7 +62,7 @@ class TowerSpec:
             raise ValueError(
                 f"{text}: unknown pool {spec.pool!r}; known: {', '.join(POOLS)}.{nearest(spec.pool, POOLS)}"
             )
-        return replace(spec, image_px=spec.image_px or image_px)
+        return replace(spec, image_px=spec.image_px or image_px, roles=roles)
 
     def refuse_extra(self, allowed: tuple[str, ...] = ()) -> None:
         """Raise for an option that nobody would read."""

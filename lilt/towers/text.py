@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import functools
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel
 
 from lilt.towers.base import Inputs, Tokens, Tower, text_towers
 from lilt.towers.loading import fixed_seed, load_weights, open_clip_model, py_factory, quiet
 from lilt.towers.spec import TowerSpec
 from lilt.towers.tokenizer import FixedTokenizer, HfTokenizer
+
+
+class _NothingHidden(TorchFunctionMode):
+    """Answers yes where the library asks a tensor without values whether a mask shows all tokens."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__bool__ and args[0].is_meta:
+            return True
+        return func(*args, **(kwargs or {}))
 
 
 class HfText(Tower):
@@ -25,7 +37,8 @@ class HfText(Tower):
 
     def run(self, inputs: Inputs) -> Any:
         assert isinstance(inputs, dict)
-        return self.body(**inputs).last_hidden_state
+        with _NothingHidden() if inputs["input_ids"].is_meta else nullcontext():
+            return self.body(**inputs).last_hidden_state
 
     def read(self, raw: Tensor, inputs: Inputs) -> Tokens:
         assert isinstance(inputs, dict)
@@ -90,9 +103,7 @@ def hf_text(spec: TowerSpec) -> Tower:
             f"transformers could not load the text tower {spec.name!r}: {error}. Expected a hub name or a folder with "
             "config.json, weights and tokenizer files"
         ) from error
-    if spec.pool in (None, "own") and (pool := _sentence_pool(spec.name)):
-        spec = TowerSpec(**{**spec.__dict__, "pool": pool})
-    return from_hf_text(body, f"hf:{spec.name}", spec, tokenizer)
+    return from_hf_text(body, f"hf:{spec.name}", with_declared_pool(spec), tokenizer)
 
 
 def from_hf_text(body: Any, label: str, spec: TowerSpec, tokenizer: Any) -> Tower:
@@ -109,7 +120,7 @@ def from_hf_text(body: Any, label: str, spec: TowerSpec, tokenizer: Any) -> Towe
     context = min(int(positions) - _position_offset(body), int(tokenizer.model_max_length), 8192)
     own = "token" if _is_decoder(body) else "mean" if body.config.model_type == "t5" else "cls"
     pool = own if spec.pool in (None, "own") else spec.pool
-    return HfText(body, "text", label, pool, HfTokenizer(tokenizer, context)).finish(spec.layers)
+    return HfText(body, "text", label, pool, HfTokenizer(tokenizer, context)).finish(spec.layers, spec.roles)
 
 
 def _position_offset(body: nn.Module) -> int:
@@ -123,14 +134,14 @@ def _is_decoder(body: Any) -> bool:
     return causal and getattr(body.config, "model_type", "") not in ("bert", "roberta")
 
 
-def _sentence_pool(name: str) -> str | None:
-    """Return the pooling that a sentence-transformers folder declares, if it declares one."""
-    file = Path(name) / "1_Pooling" / "config.json"
-    if not file.is_file():
-        return None
+def with_declared_pool(spec: TowerSpec) -> TowerSpec:
+    """Put into a spec without a pool the one that a sentence-transformers folder declares, if it declares one."""
+    file = Path(spec.name) / "1_Pooling" / "config.json"
+    if spec.pool not in (None, "own") or not file.is_file():
+        return spec
     declared = json.loads(file.read_text())
     kinds = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "token"}
-    return next((pool for key, pool in kinds.items() if declared.get(key)), None)
+    return replace(spec, pool=next((pool for key, pool in kinds.items() if declared.get(key)), spec.pool))
 
 
 @text_towers.register("open_clip")
@@ -138,22 +149,28 @@ def open_clip_text(spec: TowerSpec) -> Tower:
     """Build the text side of `open_clip:ARCH@TAG`."""
     spec.refuse_extra()
     body = open_clip_model(TowerSpec(**{**spec.__dict__, "image_px": None})).text
+    arch = spec.name.partition("@")[0]
+    name = f"local-dir:{arch}" if Path(arch).is_dir() else arch
+    return from_open_clip_text(body, spec, open_clip.get_tokenizer(name))
+
+
+def from_open_clip_text(body: Any, spec: TowerSpec, tokenizer: Any) -> Tower:
+    """Wrap the text side of an open_clip model; tokenizer is a callable (texts, context_length) -> ids (N, L)."""
     if spec.pool not in (None, "own"):
         if not hasattr(body, "_embeds"):
             raise ValueError(f"open_clip:{spec.name} has a transformers text side; use pool=own, or hf: for that model")
         body.text_projection = None
-    arch = spec.name.partition("@")[0]
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{arch}" if Path(arch).is_dir() else arch)
     context = int(getattr(body, "context_length", 77))
     roomier = functools.partial(tokenizer, context_length=context + 1)
     contract = FixedTokenizer(tokenizer, context, int(getattr(body, "pad_id", 0)), roomier)
-    return OpenClipText(body, "text", f"open_clip:{spec.name}", spec.pool, contract).finish(spec.layers)
+    tower = OpenClipText(body, "text", f"open_clip:{spec.name}", spec.pool, contract)
+    return tower.finish(spec.layers, spec.roles)
 
 
 @text_towers.register("py")
 def py_text(spec: TowerSpec) -> Tower:
-    """Build `py:package.module:function`; the function returns a module and its tokenizer."""
-    module, tokenizer = py_factory(spec)
+    """Build `py:package.module:function`; the function returns a module, its tokenizer and, if needed, a role map."""
+    module, tokenizer, spec = py_factory(spec)
     return wrap_text(module, tokenizer, f"py:{spec.name}", spec)
 
 
@@ -177,4 +194,4 @@ def wrap_text(module: nn.Module, tokenizer: Any, label: str, spec: TowerSpec) ->
         load_weights(module, spec.weights)
     tower = OwnText(module, "text", label, spec.pool, contract)
     tower.takes_ids_only = isinstance(contract, FixedTokenizer)
-    return tower.finish(spec.layers)
+    return tower.finish(spec.layers, spec.roles)

@@ -139,7 +139,7 @@ def from_timm(body: nn.Module, label: str, spec: TowerSpec) -> Tower:
     reset(0)
     if spec.pool not in (None, "own") and getattr(body, "attn_pool", None) is not None:
         reset(0, "")  # removes the attention pooling that nobody will read
-    return TimmVision(body, "vision", label, spec.pool, contract).finish(spec.layers)
+    return TimmVision(body, "vision", label, spec.pool, contract).finish(spec.layers, spec.roles)
 
 
 @vision_towers.register("hf")
@@ -185,7 +185,7 @@ def from_hf_vision(body: Any, label: str, spec: TowerSpec, processor: Any) -> To
     if spec.image_px is None and cropped and crop < 1.0:
         px = cropped
     contract = ImageContract(int(px), mean, std, names.get(int(processor.resample), "bicubic"), min(crop, 1.0))
-    return HfVision(body, "vision", label, spec.pool, contract).finish(spec.layers)
+    return HfVision(body, "vision", label, spec.pool, contract).finish(spec.layers, spec.roles)
 
 
 def _side(size: Any, name: str) -> int | None:
@@ -203,13 +203,14 @@ def open_clip_vision(spec: TowerSpec) -> Tower:
     size = body.image_size[0] if isinstance(body.image_size, tuple) else body.image_size
     prep = body.preprocess_cfg
     contract = ImageContract(size, tuple(prep["mean"]), tuple(prep["std"]), prep.get("interpolation", "bicubic"))
-    return OpenClipVision(body, "vision", f"open_clip:{spec.name}", spec.pool, contract).finish(spec.layers)
+    tower = OpenClipVision(body, "vision", f"open_clip:{spec.name}", spec.pool, contract)
+    return tower.finish(spec.layers, spec.roles)
 
 
 @vision_towers.register("py")
 def py_vision(spec: TowerSpec) -> Tower:
-    """Build `py:package.module:function`; the function returns a module and its preprocess (a callable or contract)."""
-    module, contract = py_factory(spec)
+    """Build `py:package.module:function`; the function returns a module, its preprocess and, if needed, a role map."""
+    module, contract, spec = py_factory(spec)
     return wrap_vision(module, contract, f"py:{spec.name}", spec)
 
 
@@ -228,7 +229,7 @@ def wrap_vision(module: nn.Module, preprocess: Any, label: str, spec: TowerSpec)
     contract = preprocess if isinstance(preprocess, ImageContract) else ImageContract(0, transform=preprocess)
     if load := spec.weights:
         load_weights(module, load)
-    return OwnVision(module, "vision", label, spec.pool, contract).finish(spec.layers)
+    return OwnVision(module, "vision", label, spec.pool, contract).finish(spec.layers, spec.roles)
 
 
 def _literal(value: str) -> Any:
