@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from lilt import checkpoint
-from lilt.build import build_model
+from lilt.build import build_model, settled
 from lilt.config import ModelConfig
 from lilt.data import eval_transform, open_image
 from lilt.model import TwoTower
-from lilt.policies import Fate, fates
+from lilt.policies import Fate, check_alive, fates, merge, parse_policy
 from lilt.towers import ImageContract
 
 Images = Tensor | Sequence[Image.Image | str | Path]
+
+
+class Merged(NamedTuple):
+    """The two bodies as their libraries know them, tuned, and `model`: the same two under the trained heads."""
+
+    vision: nn.Module
+    text: nn.Module
+    model: DualEncoder
 
 
 class DualEncoder(nn.Module):
@@ -29,6 +39,7 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.core = core
         self.config = config
+        self._off = False  # inside disabled()
         self.train(core.training)  # a fresh module says it trains, and embed restores what it says
 
     @classmethod
@@ -44,12 +55,13 @@ class DualEncoder(nn.Module):
     ) -> DualEncoder:
         """Build from specs or modules; settings are the fields of `lilt.ModelConfig`.
 
-        preprocess (a callable PIL image -> tensor, or `lilt.ImageContract`) and tokenizer go with modules of your own.
+        preprocess (a callable PIL image -> tensor, or `lilt.ImageContract`) and tokenizer go with modules of your own;
+        so do vision_roles and text_roles, where the parts of a module are not recognised (`lilt.towers.roles`).
         """
         specs = {"vision": vision, "text": text}
         modules = {side: what for side, what in specs.items() if isinstance(what, nn.Module)}
         names = {side: f"module:{type(m).__name__}" if isinstance(m, nn.Module) else m for side, m in specs.items()}
-        config = ModelConfig(**names, policy=policy, **settings)  # type: ignore[arg-type]
+        config = settled(ModelConfig(**names, policy=policy, **settings))  # type: ignore[arg-type]
         return cls(build_model(config, **modules, preprocess=preprocess, tokenizer=tokenizer).eval(), config)
 
     def encode_image(self, images: Images) -> Tensor:
@@ -96,8 +108,77 @@ class DualEncoder(nn.Module):
         sides = (("vision", self.core.vision), ("text", self.core.text))
         return [row._replace(name=f"{side}.{row.name}") for side, tower in sides for row in fates(tower)]
 
+    def check(self) -> None:
+        """Raise ValueError naming the trained tensors that do not move their tower's output; nothing is changed.
+
+        To be called before training of your own, as `lilt train` does. `build` and `load` do not: it costs a forward
+        and backward of two images and three captions.
+        """
+        self._refuse_while_off("check")
+        check_alive(self.core.vision)
+        check_alive(self.core.text)
+
+    def merge(self) -> Merged:
+        """Fold what the policies added into the weights, in fp32 or wider, and return plain modules.
+
+        They are copies, frozen and in eval mode, with the classes and state_dict keys of their libraries; this model
+        stays as it is. `Merged.model` embeds like this one. Raises ValueError for policies that do not merge.
+        """
+        self._refuse_while_off("merge")
+        config = self.config
+        image = parse_policy(config.vision_policy or config.policy, "vision")
+        language = parse_policy(config.text_policy or config.policy, "text")
+        vision, text = merge.merged(self.core.vision, image), merge.merged(self.core.text, language)
+        core = TwoTower(vision, text, copy.deepcopy(self.core.projection), copy.deepcopy(self.core.scale))
+        plain = {"vision": vision.spec, "text": text.spec, "policy": "frozen"}
+        config = replace(config, **plain, vision_policy=None, text_policy=None)  # type: ignore[arg-type]
+        return Merged(vision.body, text.body, DualEncoder(core.eval(), config))
+
+    @contextmanager
+    def disabled(self, **base: Any) -> Iterator[None]:
+        """Give the outputs of the base towers for a while: `with model.disabled(): …`; to look, not to train or save.
+
+        The projection stays as trained, since the base has none. Where a policy changed weights, the base is built
+        anew from its spec; for towers that were passed as modules, pass them as they were: vision, text, preprocess,
+        tokenizer as `lilt.load` takes them.
+        """
+        if self._off:
+            yield
+            return
+        vision, text = self._bases(**base)
+        with merge.disabled(self.core.vision, vision), merge.disabled(self.core.text, text):
+            self._off = True
+            try:
+                yield
+            finally:
+                self._off = False
+
+    def interpolate(self, scale: float, **base: Any) -> DualEncoder:
+        """Return a copy whose towers stand at base + scale * (tuned - base), 0 <= scale <= 1.
+
+        The heads stay as trained; what a policy added is scaled by scale. base: as in `disabled`.
+        Source: Wortsman et al. 2022, arXiv 2109.01903.
+        """
+        self._refuse_while_off("interpolate")
+        if not 0 <= scale <= 1:
+            raise ValueError(f"scale={scale:g} is outside the way from base to tuned; expected 0 to 1; give 0.5, say")
+        vision, text = self._bases(**base)
+        twin = copy.deepcopy(self, {id(t.contract): t.contract for t in (self.core.vision, self.core.text)})
+        merge.interpolate(twin.core.vision, vision, scale)
+        merge.interpolate(twin.core.text, text, scale)
+        return twin
+
+    def _bases(self, vision: Any = None, text: Any = None, preprocess: Any = None, tokenizer: Any = None) -> list[Any]:
+        image = merge.base_of(self.core.vision, vision, preprocess, self.config.image_px)
+        return [image, merge.base_of(self.core.text, text, tokenizer)]
+
+    def _refuse_while_off(self, what: str) -> None:
+        if self._off:
+            raise ValueError(f"{what} inside disabled() would take the base for the tuned model; leave the block first")
+
     def save(self, folder: str | Path, metrics: dict[str, Any] | None = None, overwrite: bool = False) -> Path:
         """Write the trained tensors and their contract; a folder that holds a checkpoint is refused unless asked."""
+        self._refuse_while_off("save")
         if checkpoint.holds_run(folder) and not overwrite:
             raise ValueError(
                 f"{folder} already holds a checkpoint; nothing was written: pass overwrite=True or another folder"

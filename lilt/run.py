@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from lilt import checkpoint, distributed
-from lilt.build import build_model, build_pairs, build_splits, read_split
+from lilt.build import build_model, build_pairs, build_splits, read_split, settled
 from lilt.config import TrainConfig
 from lilt.data import Sample
 from lilt.dual import load
 from lilt.evaluate import evaluate_retrieval, flat
 from lilt.model import TwoTower
-from lilt.policies import fates, summary
+from lilt.policies import check_alive, fates, summary
 from lilt.train import Outcome, RunLog, Trainer, read_metrics
 from lilt.train.folder import CONFIG, check_folder, new_folder, open_folder
 from lilt.train.step import SAME
@@ -42,16 +42,19 @@ class Report:
 def align(config: TrainConfig, console: Console) -> Report:
     """Train as configured and write the run folder; Ctrl-C saves the state and returns an unfinished report."""
     _check(config)
+    config = settled(config)
     accelerator = _accelerator(config)
     distributed.use_all_cores()
     config = replace(config, output=config.output or new_folder(config))
     folder = Path(config.output or "")
     check_folder(config, folder)
-    core = build_model(config)
+    core = build_model(config).to(accelerator.device)
+    if not config.resume:
+        for tower in (core.vision, core.text):
+            check_alive(tower)
     splits = build_splits(config)
     dataset, collate = build_pairs(config, core, splits.train)
     open_folder(config, folder)
-    core.to(accelerator.device)
     with RunLog(folder, console) as log:
         _announce(log, config, core, len(dataset), dataset.table.cut)
         look = partial(measure, max_tokens=config.eval_tokens, workers=config.workers)

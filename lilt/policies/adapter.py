@@ -1,41 +1,99 @@
-"""Bottleneck adapters, two per block: on the output of each branch (Houlsby) or on its input (LilT's ViT)."""
+"""Bottleneck adapters in the branches of each block: on a branch's output, on its input, or beside it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lilt.policies.attach import Child
+from lilt.policies.attach import Child, attach
 from lilt.policies.base import ALL, Blocks, Plan, Policy, register
+from lilt.policies.branches import input_site, output_site, read_site
 from lilt.policies.edits import Attach, Edit
 from lilt.registry import nearest
 from lilt.towers.anatomy import Leaf
 from lilt.towers.base import Tower
 
-PLACES = ("output", "input")
+CHOICES = {
+    "place": ("output", "input", "parallel"),
+    "branches": ("both", "mlp", "attention"),
+    "init": ("identity", "lilt"),
+}
+LILT_STD = 0.02
 
 
 class Bottleneck(Child):
-    """h -> h + up(GELU(down(h))); up starts at zero, so that step 0 is the pretrained tower."""
+    """h -> h + scale * up(GELU(down(h))); identity: up starts at zero, so that step 0 is the pretrained tower."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, scale: float = 1.0, identity: bool = True):
         super().__init__()
+        self.scale = scale
         self.down = nn.Linear(width, hidden)
         self.up = nn.Linear(hidden, width)
-        nn.init.zeros_(self.up.weight)
+        if identity:
+            nn.init.zeros_(self.up.weight)
+        else:
+            for layer in (self.down, self.up):
+                nn.init.normal_(layer.weight, std=LILT_STD)
+            nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.bias)
+
+    def add(self, hidden: Tensor, read: Tensor) -> Tensor:
+        """Return hidden plus what the bottleneck makes of read."""
+        return torch.add(hidden, self.up(F.gelu(self.down(read))), alpha=self.scale)
 
     def forward(self, *tensors: Tensor) -> Tensor:
         hidden = tensors[-1]  # the input alone, or (input, output) of a hooked module
-        return hidden + self.up(F.gelu(self.down(hidden)))
+        return self.add(hidden, hidden)
 
     def rescale(self, factor: float) -> None:
         self.up.weight.data.mul_(factor)
         self.up.bias.data.mul_(factor)
+
+
+class Beside(Bottleneck):
+    """y -> y + scale * up(GELU(down(x))) at the end of a branch, with the x that the branch has read."""
+
+    read: Tensor | None = None  # from the branch's start to its end, in one run of its block
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        read, self.read = self.read, None
+        assert read is not None, "the branch starts where the anatomy says"
+        return self.add(tensors[-1], read)
+
+
+class Tap(Child):
+    """Hands what a branch reads to the adapter at its end."""
+
+    def __init__(self, adapter: Beside):
+        super().__init__()
+        self.adapters = (adapter,)  # in a tuple, so that it is no child of this one too
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.adapters[0].read = x
+        return x
+
+
+@dataclass(frozen=True)
+class AttachBeside(Attach):
+    """Hang an adapter at the end of a branch and a tap at its start."""
+
+    source: str = field(kw_only=True)  # path of the module whose input is what the branch reads
+
+    def carry_out(self, body: nn.Module) -> None:
+        super().carry_out(body)
+        adapter = self.child(body)
+        assert isinstance(adapter, Beside)
+        attach(body.get_submodule(self.source), f"{self.name}_tap", Tap(adapter), "input")
+
+    def switch(self, body: nn.Module, on: bool) -> None:
+        super().switch(body, on)
+        getattr(body.get_submodule(self.source), f"{self.name}_tap").off = not on
 
 
 @register("adapter")
@@ -43,81 +101,67 @@ class Bottleneck(Child):
 class Adapter(Policy):
     """Train a bottleneck of width d / reduction in each branch of each block; the tower itself stays.
 
-    place=output: after the branch's last dense layer, before the residual is added (Houlsby et al. 2019).
+    width: hidden units, instead of a reduction. branches: both, mlp, attention. blocks: a slice of the depth.
+    place=output: after the branch's last dense layer, before the residual is added (Houlsby et al. 2019); with
+    branches=mlp one adapter a block (Pfeiffer et al. 2021, who normalise once more before it).
     place=input: before the branch's norm, beside the residual: x + attn(norm(A(x))) (Khan & Fu 2023).
-    Count: 2dk + k + d per adapter, k = d / reduction.
+    place=parallel: beside the branch: y + scale * up(GELU(down(x))), x what the branch reads (He et al. 2022, there
+    with scale=4).
+    init=lilt: weights of both layers from N(0, 0.02), so that step 0 is not the pretrained tower (Khan & Fu 2023).
+    Count: 2dk + k + d per adapter, k = width or d / reduction.
     """
 
     reduction: int = 4
     place: str = "output"
+    width: int | None = None
+    branches: str = "both"
+    init: str = "identity"
+    scale: float = 1.0
     blocks: Blocks = ALL
     lr: ClassVar[float] = 1e-3
     mergeable: ClassVar[bool] = False
+    size: ClassVar[str | None] = "width"
 
     def __post_init__(self) -> None:
-        if self.place not in PLACES:
-            raise ValueError(
-                f"adapter: unknown place {self.place!r}; known: {', '.join(PLACES)}.{nearest(self.place, PLACES)}"
-            )
+        for option, known in CHOICES.items():
+            given = getattr(self, option)
+            if given not in known:
+                raise ValueError(
+                    f"adapter: unknown {option} {given!r}; known: {', '.join(known)}.{nearest(given, known)}"
+                )
         if self.reduction < 1:
             raise ValueError(
                 f"adapter: reduction={self.reduction}; expected at least 1; the tower's width is divided by it: give 4"
             )
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"adapter: width={self.width}; expected at least 1 hidden unit; give 64, or reduction=4")
+        # the class declares its default and an instance what its options make of it; frozen dataclasses are set so
+        object.__setattr__(self, "identity_at_start", self.init == "identity")
 
     def plan(self, tower: Tower) -> Plan:
         edits = []
         for block in self.blocks.of(len(tower.anatomy.blocks)):
             leaves = [leaf for leaf in tower.anatomy.leaves if leaf.block == block]
-            for role in ("attention", "mlp"):
-                site = (_output_site if self.place == "output" else _input_site)(tower, leaves, role)
-                if site is not None:
-                    edits.append(self._edit(*site))
+            for role in ("attention", "mlp") if self.branches == "both" else (self.branches,):
+                if (edit := self._edit(tower, leaves, role)) is not None:
+                    edits.append(edit)
         if not edits:
-            raise self.nothing(tower, "attention or mlp branches")
+            raise self.nothing(tower, f"{'attention or mlp' if self.branches == 'both' else self.branches} branches")
         return Plan(tuple(edits))
 
-    def _edit(self, path: str, width: int) -> Edit:
-        hidden = max(1, width // self.reduction)
+    def _edit(self, tower: Tower, leaves: list[Leaf], role: str) -> Edit | None:
+        site = input_site(tower, leaves, role) if self.place == "input" else output_site(leaves, role)
+        if site is None:
+            return None
+        path, width = site
+        hidden = self.width or max(1, width // self.reduction)
         count = 2 * width * hidden + hidden + width
-        make = partial(Bottleneck, width, hidden)
         why = f"bottleneck {hidden} on the branch {self.place}"
-        return Attach(path, count, self.name, why, self.lr, "adapter", make, self.place)
-
-
-def _output_site(tower: Tower, leaves: list[Leaf], role: str) -> tuple[str, int] | None:
-    out = next((leaf for leaf in leaves if leaf.role == role and leaf.part == "out"), None)
-    if out is None:
-        return None
-    assert isinstance(out.module.weight, Tensor)
-    width = out.module.weight.shape[1 if type(out.module).__name__ == "Conv1D" else 0]
-    if out.order is not None:
-        return out.path, width
-    # nn.MultiheadAttention reads out_proj functionally: hook its own output instead
-    return out.path.rpartition(".")[0], width
-
-
-def _input_site(tower: Tower, leaves: list[Leaf], role: str) -> tuple[str, int] | None:
-    # a block's own tensors (gains) say nothing about the order of its parts
-    called = [leaf for leaf in leaves if leaf.order is not None and leaf.path not in tower.anatomy.blocks]
-    called.sort(key=lambda leaf: leaf.order or 0)
-    branch = [leaf for leaf in called if leaf.role == role]
-    if not branch:
-        return None
-    first = branch[0]
-    before = called[: called.index(first)]
-    if called[0].role == "norm" and before[-1].role == "norm":
-        norm = before[-1]  # pre-norm block: the hook on the norm leaves the residual alone
-        return norm.path, int(next(norm.module.parameters(recurse=False)).shape[0])
-    if role == "mlp":
-        return first.path, _width_in(first.module)
-    # post-norm block: the module that holds the projections takes the input, so that q, k and v all see it adapted
-    source = next(leaf for leaf in leaves if leaf.role == role and leaf.part in ("q", "qkv"))
-    holder = source.path if isinstance(source.module, nn.MultiheadAttention) else source.path.rpartition(".")[0]
-    return holder, _width_in(source.module)
-
-
-def _width_in(module: nn.Module) -> int:
-    if isinstance(module, nn.MultiheadAttention):
-        return module.embed_dim
-    assert isinstance(module.weight, Tensor)
-    return int(module.weight.shape[0 if type(module).__name__ == "Conv1D" else 1])
+        if self.place != "parallel":
+            make: Callable[[], Child] = partial(Bottleneck, width, hidden, self.scale, self.identity_at_start)
+            return Attach(path, count, self.name, why, self.lr, "adapter", make, self.place)
+        read = read_site(tower, leaves, role)
+        if read is None:
+            return None
+        make = partial(Beside, width, hidden, self.scale, self.identity_at_start)
+        return AttachBeside(path, count, self.name, why, self.lr, "adapter", make, "output", source=read[0])

@@ -24,15 +24,22 @@ class Child(nn.Module):
         raise NotImplementedError
 
 
-def attach(module: nn.Module, name: str, child: Child, when: str) -> None:
-    """Register child under name and hook it in; hooks look the child up, so that a deep copy uses its own."""
+def attach(module: nn.Module, name: str, child: Child, when: str, first: bool = False) -> None:
+    """Register child under name and hook it in, as the first to see an output if asked.
+
+    Hooks look the child up, so that a deep copy uses its own.
+    """
     assert not hasattr(module, name), f"{name} is already attached"
     module.add_module(name, child)
     if when == "input":
         module.register_forward_pre_hook(_InputHook(name), with_kwargs=True)
+    elif when == "around":
+        module.register_forward_pre_hook(_BeforeHook(name), with_kwargs=True)
+        module.register_forward_hook(_AfterHook(name), with_kwargs=True)
     else:
         hook = _OutputHook(name) if when == "output" else _BlockHook(name)
-        module.register_forward_hook(hook, with_kwargs=True)
+        # a new block belongs inside what stands around this one, which has made its masks longer
+        module.register_forward_hook(hook, with_kwargs=True, prepend=first or when == "block")
 
 
 def detach(module: nn.Module, name: str) -> None:
@@ -57,6 +64,24 @@ class _InputHook:
             return (child(args[0]), *args[1:]), kwargs
         key = _first_tensor(kwargs)
         return args, {**kwargs, key: child(kwargs[key])}
+
+
+@dataclass(frozen=True)
+class _BeforeHook:
+    name: str
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        child = getattr(module, self.name)
+        return (args, kwargs) if child.off else child.before(module, args, kwargs)
+
+
+@dataclass(frozen=True)
+class _AfterHook:
+    name: str
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        child = getattr(module, self.name)
+        return output if child.off else child.after(output)
 
 
 @dataclass(frozen=True)
@@ -91,7 +116,7 @@ class _BlockHook:
         return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
 
-_TORCH_MASKS = ("attn_mask", "src_mask")  # (L, L), in torch's own layers True is hidden
+TORCH_MASKS = ("attn_mask", "src_mask")  # (L, L), in torch's own layers True is hidden
 
 
 def attention_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any], length: int) -> Tensor | None:
@@ -104,7 +129,7 @@ def attention_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any], lengt
             return value.amax(-2, keepdim=True) if value.is_floating_point() else value.any(-2, keepdim=True)
         if value.ndim == 2 and "padding" in key:
             return ~value.bool()[:, None, None, :]
-        if value.ndim == 2 and value.shape[0] == length and (value.is_floating_point() or key in _TORCH_MASKS):
+        if value.ndim == 2 and value.shape[0] == length and (value.is_floating_point() or key in TORCH_MASKS):
             return value if value.is_floating_point() else ~value.bool()
         if value.ndim == 2:
             return value.bool()[:, None, None, :]

@@ -100,9 +100,11 @@ class Policy(ABC):
 
     def nothing(self, tower: Tower, wanted: str) -> ValueError:
         """Return the error for a policy that matches nothing, naming what the tower has."""
+        own = tower.spec.startswith(("module:", "py:"))
+        hint = f" Where the guess is wrong, say what is what: {tower.side}_roles={{'**.ln*': 'norm'}}." if own else ""
         return ValueError(
             f"{self.name}: the {tower.side} tower {tower.spec!r} has no {wanted}; it has "
-            f"{tower.anatomy.describe()}. Choose a policy for what is there."
+            f"{tower.anatomy.describe()}. Choose a policy for what is there.{hint}"
         )
 
 

@@ -81,7 +81,8 @@ class Attach(Edit):
         return f"{self.path}.{self.adds_to or self.name}".lstrip(".")
 
     def carry_out(self, body: nn.Module) -> None:
-        attach(body.get_submodule(self.path), self.name, _made(self), self.when)
+        # what belongs to the module's own product comes before what works on it
+        attach(body.get_submodule(self.path), self.name, _made(self), self.when, first=bool(self.adds_to))
 
     def child(self, body: nn.Module) -> Child:
         """Return the child where it hangs."""
@@ -116,7 +117,7 @@ class Reparametrize(Edit):
         return f"{self.path}.{self.tensor}".lstrip(".")
 
     def carry_out(self, body: nn.Module) -> None:
-        parametrize.register_parametrization(body.get_submodule(self.path), self.tensor, _made(self))
+        reparametrize(body.get_submodule(self.path), self.tensor, _made(self))
 
     def child(self, body: nn.Module) -> Child:
         """Return the child where it stands."""
@@ -134,8 +135,7 @@ class Reparametrize(Edit):
         children: Any = parametrizations(module)[self.tensor]
         for child in children:
             children.original.copy_(_in_fp32(child, children.original))
-        # removal puts the original back under its name, and the class of the module with it
-        parametrize.remove_parametrizations(module, self.tensor, leave_parametrized=False)
+        restore(module, self.tensor)
 
     def rescale(self, body: nn.Module, factor: float) -> None:
         self.child(body).rescale(factor)
@@ -148,6 +148,26 @@ def parametrizations(module: nn.Module) -> nn.ModuleDict:
     return found
 
 
+def reparametrize(module: nn.Module, tensor: str, child: Child) -> None:
+    """Make a parameter a function of itself: child(parameter)."""
+    place = [*module._parameters, tensor].index(tensor)
+    parametrize.register_parametrization(module, tensor, child)
+    children: Any = parametrizations(module)[tensor]
+    if len(children) == 1:
+        children.place = place  # among the module's own parameters, to come back to
+
+
+def restore(module: nn.Module, tensor: str) -> None:
+    """Make a parametrized tensor a plain parameter again, at its old place, with the value of its original."""
+    children: Any = parametrizations(module)[tensor]
+    # this brings back the class of the module too, but puts the parameter behind its siblings
+    parametrize.remove_parametrizations(module, tensor, leave_parametrized=False)
+    order = list(module._parameters)
+    order.insert(children.place, order.pop())
+    for name in order:
+        module._parameters[name] = module._parameters.pop(name)
+
+
 def _made(edit: Attach | Reparametrize) -> Child:
     child = edit.make()
     child.name = edit.name
@@ -156,4 +176,7 @@ def _made(edit: Attach | Reparametrize) -> Child:
 
 
 def _in_fp32(child: Child, weight: Tensor) -> Tensor:
-    return child.fold(weight.float()).to(weight.dtype)
+    """Fold in fp32 or wider, whatever the model's own type and autocast; the child is taken away right after."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    with torch.autocast(weight.device.type, enabled=False):
+        return child.to(wide).fold(weight.to(wide)).to(weight.dtype)

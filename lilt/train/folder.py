@@ -6,11 +6,13 @@ import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from lilt import checkpoint, distributed
 from lilt.config import TrainConfig
+from lilt.dual import load
 from lilt.train.log import BAD_IMAGES, METRICS
 from lilt.train.state import STATE
 
@@ -24,7 +26,7 @@ def new_folder(config: TrainConfig) -> str:
     if config.resume:
         raise ValueError("--resume needs to know which run; name its folder with --output, or use its config.yaml")
     vision, text = config.vision_policy or config.policy, config.text_policy or config.policy
-    words = re.sub(r"[^a-z0-9]+", "_", vision if vision == text else f"{vision}-{text}").strip("_")
+    words = re.sub(r"[^a-z0-9]+", "_", vision if vision == text else f"{vision}-{text}")[:80].strip("_")
     names = [f"runs/{words}", *(f"runs/{words}-{n}" for n in range(2, 10_000))]
     free = next(name for name in names if not Path(name).exists())
     return str(distributed.gather_objects(free)[0])
@@ -53,6 +55,30 @@ def open_folder(config: TrainConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = asdict(config) | {"resume": False, "overwrite": False}
     (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def merge_folder(run: str, scale: float, output: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Write a run between the base towers (scale 0) and the tuned ones (1) as a folder of its own; say what was done.
+
+    Its metrics name the run and the scale; those of the run were measured at scale 1 and are left out.
+    """
+    source = Path(run)
+    folder = Path(output or f"{source if source.name else source.absolute()}-scale{scale:g}")
+    if any((folder / name).exists() for name in (STATE, METRICS)):
+        raise ValueError(
+            f"{folder} holds a training run, which merge never replaces; nothing was written: give another --output"
+        )
+    if checkpoint.holds_run(folder) and not overwrite:
+        raise ValueError(
+            f"{folder} already holds a checkpoint; nothing was written: pass --overwrite or another --output"
+        )
+    done = {"run": run, "scale": scale, "output": str(folder)}
+    load(run).interpolate(scale).save(folder, {"merge/from": run, "merge/scale": scale}, overwrite=overwrite)
+    # evaluate reads from it which data the run was trained on
+    (folder / CONFIG).unlink(missing_ok=True)
+    if (source / CONFIG).is_file():
+        shutil.copyfile(source / CONFIG, folder / CONFIG)
+    return done
 
 
 def _same_settings(config: TrainConfig, folder: Path) -> None:

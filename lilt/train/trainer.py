@@ -20,6 +20,7 @@ from lilt.config import TrainConfig
 from lilt.data import Batch, Batches, Collate, PairDataset, ignore_signals
 from lilt.data.dataset import draw_seed
 from lilt.model import TwoTower
+from lilt.train.liveness import FirstSteps
 from lilt.train.log import BAD_IMAGES, RunLog, peak_memory
 from lilt.train.optim import make_optimizer, make_schedule
 from lilt.train.state import find_state, keep_frozen_weights_out, save_state
@@ -102,6 +103,7 @@ class Trainer:
             accelerator.load_state(str(find_state(log.folder)))
             log.rewind(self.place.step)
         self.batches.start = self.place.step
+        self.first_steps = FirstSteps(core, self.place.step)
         # the loader is ours: Accelerate's would repeat samples to even out batches, which are false negatives here
         self.loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -118,7 +120,7 @@ class Trainer:
     def run(self) -> Outcome:
         """Train until the last step, or until asked to stop; then the state is saved.
 
-        Raises ValueError for a loss that is not finite, or for too many unreadable images.
+        Raises ValueError for a loss that is not finite, tensors that do not learn, or too many unreadable images.
         """
         done, stepping = 0, 0.0
         every = max(1, round(self.config.eval_every * self.batches.steps_per_epoch))
@@ -163,6 +165,7 @@ class Trainer:
     def _step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, parts = contrastive_step(self.model, batch, self.config.same)
         self.accelerator.backward(loss)
+        self.first_steps.look(self.optimizer)
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(list(self.core.trained().values()), self.config.clip_norm)
         self.optimizer.step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,29 +11,55 @@ from lilt.policies import Plan, aliases, apply, parse_policy, plan, policies
 from lilt.towers import Tower
 from tests.towers.families import FAMILIES, SIDES, batch
 
+SMALL = {"first": "first(1)", "last": "last(1)", "random": "random(0.3)"}  # what suits towers of two blocks
 # every registered policy and alias, and the compositions and options that take another path through the code
 SPECS = [
-    *(f"{name}(1)" if name == "last" else name for name in (*policies.names(), *aliases)),
+    *(SMALL.get(name, name) for name in (*policies.names(), *aliases)),
     "adapter(place=input)", "lora(targets=all)", "layernorm+bitfit", "lora(targets=q|v)+deep_adapter",
+    "lora(targets=all|embed,dora=true)",
+    "adapter(place=parallel)", "adapter(width=5,branches=mlp,init=lilt)", "prompt(2,deep)",
 ]  # fmt: skip
 REFUSED: dict[str, tuple[str, ...]] = {
     "adapter": ("resnet", "own_mlp"),
     "adapter(place=input)": ("resnet", "own_mlp"),
+    "adapter(place=parallel)": ("resnet", "own_mlp"),
+    "adapter(width=5,branches=mlp,init=lilt)": ("resnet", "own_mlp"),
     "attention": ("convnext", "resnet", "own_mlp"),
     "bitfit": ("t5", "llama", "modernbert"),
+    "blocks": ("own_mlp",),
     "deep_adapter": ("swin", "swinv2", "convnext", "resnet", "own_mlp"),
+    "first(1)": ("own_mlp",),
+    "ia3": ("resnet",),
     "last(1)": ("own_mlp",),
     "layernorm": ("own_mlp",),
     "layernorm+bitfit": ("own_mlp", "t5", "llama", "modernbert"),
     "lilt": ("resnet", "own_mlp"),
     "lora": ("convnext", "resnet", "own_mlp"),
-    "lora(targets=all)": ("resnet",),
     "lora(targets=q|v)+deep_adapter": ("swin", "swinv2", "convnext", "resnet", "own_mlp"),
     "mlp": ("resnet",),
+    "peft": (
+        "dinov3",
+        "eva02",
+        "beit",
+        "swinv2",
+        "resnet",
+        "open_clip_vision",
+        "own_vision",
+        "open_clip_text",
+        "own_text",
+    ),
+    "prompt": ("beit", "swin", "swinv2", "convnext", "resnet", "own_mlp"),
+    "prompt(2,deep)": ("beit", "swin", "swinv2", "convnext", "resnet", "own_mlp"),
 }
 SWITCHLESS = ("mpnet", "own_vision", "own_mlp", "own_text")  # no gradient checkpointing in the library
 PAIRS = [(spec, family) for family in FAMILIES for spec in SPECS if family not in REFUSED.get(spec, ())]
-TRAINING = [(s, f) for s, f in PAIRS if s != "frozen" and (s, SIDES[f]) != ("lit", "vision")]
+UNTRAINED = {("frozen", "vision"), ("frozen", "text"), ("lit", "vision"), ("lit_mirror", "text")}
+# one spec for each way in which a policy reaches a tower: those that only open parameters differ in their choice alone
+MECHANISMS = (
+    "full", "layernorm", "lora", "lora(targets=all|embed,dora=true)", "ia3", "adapter", "adapter(place=input)",
+    "adapter(place=parallel)", "deep_adapter", "prompt", "prompt(2,deep)", "peft",
+)  # fmt: skip
+TRAINING = [(s, f) for s, f in PAIRS if (s, SIDES[f]) not in UNTRAINED]
 
 
 def planned(spec: str, tower: Tower) -> Plan:
@@ -64,10 +89,3 @@ def run_backward(tower: Tower, inputs: Any = None) -> Tensor:
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(4))
     (out * weights).sum().backward()
     return out.detach()
-
-
-def dead_by_nature(tower: Tower) -> Iterator[str]:
-    """Yield parameters whose gradient is zero by their role: a softmax does not see a shift of all its logits."""
-    for leaf in tower.anatomy.leaves:
-        if leaf.part == "k":
-            yield f"{leaf.path}.bias"

@@ -22,8 +22,8 @@ def test_a_composition_is_parsed_in_order_with_its_options() -> None:
 def test_an_alias_means_something_else_on_each_side() -> None:
     assert parse_policy("lit", "vision") == (Frozen(),)
     assert parse_policy("lit", "text") == (Full(),)
-    assert parse_policy("lilt", "vision") == (Adapter(4, "input"), LayerNorm())
-    assert parse_policy("lilt", "text") == (Adapter(4, "output"), LayerNorm())
+    assert parse_policy("lilt", "vision") == (Adapter(4, place="input"), LayerNorm())
+    assert parse_policy("lilt", "text") == (Adapter(4, place="output"), LayerNorm())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.policies.conformance import planned, trained, tuned
 from tests.towers.families import tiny
@@ -75,3 +76,61 @@ def test_last_takes_the_last_blocks_and_what_runs_after_them() -> None:
 def test_last_beyond_the_depth_is_an_error(n: int) -> None:
     with pytest.raises(ValueError, match=rf"last\({n}\): the vision tower .* has 2 blocks; give 1 to 2"):
         planned(f"last({n})", tiny("vit"))
+
+
+def test_first_takes_the_first_blocks_and_what_runs_before_them() -> None:
+    names = opened("first(1)", "vit")
+    assert {n.split(".")[0] for n in names} == {"cls_token", "pos_embed", "patch_embed", "blocks"}
+    assert all(n.startswith("blocks.0.") for n in names if n.startswith("blocks"))
+    assert "embeddings.word_embeddings.weight" in opened("first(1)", "bert")
+
+
+def test_first_and_last_share_out_a_plain_tower() -> None:
+    first, last = opened("first(1)", "vit"), opened("last(1)", "vit")
+    assert not first & last
+    assert first | last == opened("full", "vit")
+
+
+def test_first_beyond_the_depth_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"first\(3\): the vision tower .* has 2 blocks; give 1 to 2"):
+        planned("first(3)", tiny("vit"))
+
+
+def test_blocks_takes_whole_blocks_and_nothing_else() -> None:
+    assert opened("blocks(1)", "vit") == {n for n in opened("full", "vit") if n.startswith("blocks.1.")}
+    assert opened("blocks(all)", "bert") == {n for n in opened("full", "bert") if n.startswith("encoder.layer.")}
+    with pytest.raises(ValueError, match="has no blocks; it has 2 blocks"):
+        planned("blocks(5:7)", tiny("vit"))
+
+
+def test_except_leaves_out_a_role_and_only_in_the_blocks_named() -> None:
+    everything = opened("full", "vit")
+    assert everything - opened("except(embedding)", "vit") == {n for n in everything if not n.startswith(("bl", "nor"))}
+    assert everything - opened("except(norm,blocks=0)", "vit") == {
+        n for n in everything if n.startswith("blocks.0.norm")
+    }
+    assert everything - opened("except(all,blocks=first:1)", "vit") == opened("blocks(0)", "vit")
+
+
+def test_except_refuses_an_unknown_role_and_leaving_out_everything() -> None:
+    with pytest.raises(ValueError, match=r"unknown role 'norms'.*Did you mean 'norm'\?"):
+        planned("except(norms)", tiny("vit"))
+    with pytest.raises(ValueError, match="has no parameters besides all"):
+        planned("except(all)", tiny("vit"))
+
+
+def test_random_is_drawn_from_its_seed_alone_and_keeps_to_its_share() -> None:
+    chosen = opened("random(0.3)", "vit")
+    torch.manual_seed(99)
+    assert chosen == opened("random(0.3)", "vit")
+    assert chosen != opened("random(0.3,seed=1)", "vit")
+    total = sum(p.numel() for p in tiny("vit").body.parameters())
+    assert 0.2 * total < planned("random(0.3)", tiny("vit")).trained <= 0.3 * total
+    assert opened("random(1)", "vit") == opened("full", "vit")
+
+
+def test_random_refuses_what_is_no_share_or_too_small_for_any_tensor() -> None:
+    with pytest.raises(ValueError, match=r"share=0\.0; expected a part"):
+        planned("random(0)", tiny("vit"))
+    with pytest.raises(ValueError, match="no tensor within a share of 1e-06"):
+        planned("random(1e-6)", tiny("vit"))
