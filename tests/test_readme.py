@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,19 +29,25 @@ def test_the_python_example_runs_as_printed(tmp_path: Path, monkeypatch: pytest.
     Image.new("RGB", (80, 60), "red").save("photo.jpg")
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope: dict[str, object] = {}
-    checked = 0
-    for line in example.splitlines():
-        code, _, comment = line.partition("  # ")
-        exec(code, scope)
-        if comment.startswith("torch.Size"):
-            assert str(eval(code, scope)) == comment.partition("), ")[0] + ")"
-            checked += 1
-    assert checked == 1
+    exec(example, scope)
+    shown = [line.split("  # ") for line in example.splitlines() if "  # torch.Size" in line]
+    assert len(shown) == 1
+    for code, comment in shown:
+        assert str(eval(code, scope)) == comment.partition("), ")[0] + ")"
     assert (tmp_path / "runs" / "mine" / "adapter.safetensors").is_file()
 
 
 def test_the_policy_table_is_the_registry() -> None:
     assert readme_table() in README
+
+
+def test_the_budgets_are_printed_as_they_stand_there() -> None:
+    (block,) = re.findall(r"```\n\$ (lilt budgets.*?)```", README, re.DOTALL)
+    command, table = block.replace("\\\n", "").split("\n", 1)
+    lilt = [sys.executable, "-m", *shlex.split(command)]
+    out = subprocess.run(lilt, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    printed = [line.split() for line in out.splitlines()]
+    assert table.strip() and all(line.split() in printed for line in table.strip().splitlines())
 
 
 def test_it_is_a_door_not_a_book() -> None:
