@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ COLOURS = {
 CAPTIONS = ("a {} picture", "all of it is {}", "{} paint on paper")
 WORDS = ["a", "all", "of", "it", "is", "picture", "paint", "on", "paper", "photo", "boat", "the"]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # as many workers as cores: more threads only wait for one another
 
 
 @pytest.fixture(autouse=True)
