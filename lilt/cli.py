@@ -116,7 +116,7 @@ def _report_table(report: Any) -> Table:
         table.add_row("text→image R@1 of chance", "", f"{chance:.2f}", end_section=True)
     table.add_row("trained values", "", f"{report.trained:,} ({100 * report.trained / report.total:.2f} %)")
     table.add_row("best step (by validation)", "", f"{place.best_step} of {report.outcome.steps}")
-    table.add_row("seconds", "", f"{place.seconds:.1f}")
+    table.add_row("seconds", "", f"{report.outcome.meter.total:.1f}")
     table.add_row("pairs per second", "", f"{report.outcome.pairs_per_second:.1f}")
     table.add_row("peak memory", "", f"{report.outcome.peak_bytes / 2**20:,.0f} MiB")
     table.add_row("adapter file", "", f"{report.adapter_bytes / 2**20:.2f} MiB")

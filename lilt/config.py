@@ -71,6 +71,8 @@ class TrainConfig(ModelConfig):
     """stop after this many steps"""
     batch_size: int = 64
     """pairs per step over all processes together"""
+    micro_batch: int | None = None
+    """pairs per process whose activations are in memory at once, with the gradient of the whole batch; default: all"""
     lr: float | None = None
     """peak learning rate of the towers' trained tensors; default: each policy's own"""
     head_lr: float = 3e-3

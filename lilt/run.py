@@ -177,7 +177,9 @@ def _finish(
             "split": "test",
             "result": after,
             "best_step": outcome.place.best_step,
-            "seconds": round(outcome.place.seconds, 2),
+            "seconds": round(outcome.meter.total, 2),
+            "seconds_by_part": {part: round(spent, 2) for part, spent in outcome.meter.seconds.items()},
+            "joules": outcome.meter.joules,
             "pairs_per_second": round(outcome.pairs_per_second, 2),
             "peak_bytes": outcome.peak_bytes,
         }

@@ -16,7 +16,7 @@ from lilt.config import TrainConfig
 from lilt.data import Batch, Sample, read_manifest, select
 from lilt.evaluate import embed_split
 from lilt.model import TwoTower
-from lilt.train.step import SAME, contrastive_step
+from lilt.train.step import SAME, Learner, Objective, backward
 
 CAPTIONS = ("a red picture", "blue paint", "the boat", "all of it", "a photo", "white paper", "blue paint", "paint")
 
@@ -40,14 +40,15 @@ def batch(model: TwoTower, config: TrainConfig, folder: Path, rows: slice) -> Ba
     return made
 
 
-def gradients(vision: str, text: str, folder: Path, same: str, accelerator: Accelerator) -> dict[str, Tensor]:
+def gradients(
+    vision: str, text: str, folder: Path, same: str, accelerator: Accelerator, micro_batch: int | None = None
+) -> dict[str, Tensor]:
     """Do one step as the Trainer does and return the loss and every gradient."""
     core, config = build(vision, text, same)
-    model = accelerator.prepare(core)
+    model = accelerator.prepare(Learner(core))
     share = 8 // accelerator.num_processes
     rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    loss, parts = contrastive_step(model, batch(core, config, folder, rows), same)
-    accelerator.backward(loss)
+    loss, parts = backward(model, Objective(same), batch(core, config, folder, rows), accelerator, micro_batch)
     found = {name: p.grad for name, p in core.trained().items() if p.grad is not None}
     assert len(found) == len(core.trained())
     means = {name: distributed.mean(value.detach()) for name, value in ({"loss": loss} | parts).items()}
@@ -68,6 +69,8 @@ def main(vision: str, text: str, pictures: str, output: str) -> None:
     accelerator = Accelerator()
     folder, target = Path(pictures), Path(output)
     made = {same: gradients(vision, text, folder, same, accelerator) for same in SAME}
+    # three rows at a time: 3, 3 and 2 in one process, 3 and 1 in each of two
+    made |= {f"{same}.micro": gradients(vision, text, folder, same, accelerator, 3) for same in SAME}
     made["evaluation"] = evaluation(vision, text, folder)
     for name, tensors in made.items():
         plain = {key: t.detach().contiguous() for key, t in tensors.items()}

@@ -32,6 +32,15 @@ class Batch:
         tokens = {key: value.to(device, non_blocking=True) for key, value in self.tokens.items()}
         return replace(self, tokens=tokens, **moved)
 
+    def split(self, rows: int) -> list[Batch]:
+        """Return the batch in pieces of so many rows, the last one of what is left; faults stay with the whole."""
+        pieces = {name: getattr(self, name).split(rows) for name in _TENSORS}
+        tokens = {key: value.split(rows) for key, value in self.tokens.items()}
+        return [
+            Batch(tokens={k: v[i] for k, v in tokens.items()}, **{k: v[i] for k, v in pieces.items()})
+            for i in range(len(pieces["valid"]))
+        ]
+
     def pin_memory(self) -> Batch:
         """Pin the tensors; called by the data loader."""
         pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}

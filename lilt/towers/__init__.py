@@ -10,6 +10,7 @@ from torch import nn
 from lilt import demo
 from lilt.registry import Registry, nearest
 from lilt.towers.base import ImageContract, Inputs, Tokenizer, Tokens, Tower, text_towers, vision_towers
+from lilt.towers.classifier import Classifier, classifiers
 from lilt.towers.meta import on_meta
 from lilt.towers.spec import TowerSpec, expand
 from lilt.towers.text import wrap_text
@@ -48,6 +49,18 @@ def build_tower(
     return tower
 
 
+def build_classifier(what: str, image_px: int | None = None) -> Classifier:
+    """Build an image model with its own classifier from a vision tower's spec; pool and layers mean nothing to it."""
+    head, question, query = what.partition("?")
+    spec = TowerSpec.parse(SHORT["vision"].get(head, head) + question + query, image_px)
+    if spec.source not in classifiers:
+        raise ValueError(
+            f"{what!r} has no classifier that lilt knows to build; expected one of "
+            f"{', '.join(f'{k}:…' for k in classifiers.names())}; give such a model, or a task that takes features"
+        )
+    return classifiers[spec.source](spec)
+
+
 def meta_tower(what: str, side: str, image_px: int | None = None) -> Tower:
     """Build the tower of a spec on the meta device: no weights are read, and at most a config is downloaded."""
     tower = on_meta(_read_spec(what, side, image_px), side)
@@ -74,6 +87,6 @@ def _read_spec(what: str, side: str, image_px: int | None, roles: Mapping[str, s
 
 
 __all__ = [
-    "ImageContract", "Inputs", "Tokenizer", "Tokens", "Tower", "TowerSpec", "build_tower", "expand", "meta_tower",
-    "text_towers", "vision_towers",
+    "Classifier", "ImageContract", "Inputs", "Tokenizer", "Tokens", "Tower", "TowerSpec", "build_classifier",
+    "build_tower", "classifiers", "expand", "meta_tower", "text_towers", "vision_towers",
 ]  # fmt: skip

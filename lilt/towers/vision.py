@@ -101,8 +101,13 @@ class OwnVision(Tower):
 @vision_towers.register("timm")
 def timm_vision(spec: TowerSpec) -> Tower:
     """Build `timm:NAME` (registry name, hf-hub:…, or a folder saved by timm); other options go to `create_model`."""
+    return from_timm(timm_model(spec, num_classes=0), f"timm:{spec.name}", spec)
+
+
+def timm_model(spec: TowerSpec, **fixed: Any) -> nn.Module:
+    """Build the timm model of a spec, with the weights of its file where it names one."""
     name = f"local-dir:{spec.name}" if Path(spec.name).is_dir() else spec.name
-    options: dict[str, Any] = {key: _literal(value) for key, value in spec.extra.items()}
+    options: dict[str, Any] = {key: _literal(value) for key, value in spec.extra.items()} | fixed
     pretrained = spec.pretrained and spec.weights is None
     if not pretrained:
         options["pretrained_cfg_overlay"] = {"hf_hub_id": None, "url": ""}
@@ -110,11 +115,11 @@ def timm_vision(spec: TowerSpec) -> Tower:
     try:
         with fixed_seed():
             try:
-                body = timm.create_model(name, pretrained=pretrained, num_classes=0, **options, **sized)
+                body = timm.create_model(name, pretrained=pretrained, **options, **sized)
             except TypeError as error:
                 if "img_size" not in str(error):
                     raise
-                body = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)  # takes any size
+                body = timm.create_model(name, pretrained=pretrained, **options)  # takes any size
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"timm could not build {spec.name!r}: {error}. Expected a name of timm.list_models(), hf-hub:NAME or a "
@@ -125,16 +130,21 @@ def timm_vision(spec: TowerSpec) -> Tower:
         # the model's own converter of foreign names; it resamples position embeddings too
         convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
         fill(body, convert(state, body) if convert else state, spec.weights)
-    return from_timm(body, f"timm:{spec.name}", spec)
+    return body
 
 
-def from_timm(body: nn.Module, label: str, spec: TowerSpec) -> Tower:
-    """Wrap a finished timm model: drop the classifier and, when another pool is asked for, its pooling."""
+def timm_contract(body: nn.Module, spec: TowerSpec) -> ImageContract:
+    """Return how a timm model wants its images."""
     data = resolve_model_data_config(body)
     # a model built at another size than it was pretrained at says so in its patch embedding
     built = getattr(getattr(body, "patch_embed", None), "img_size", None)
     px = spec.image_px or (built[0] if built else data["input_size"][-1])
-    contract = ImageContract(px, data["mean"], data["std"], data["interpolation"], data["crop_pct"])
+    return ImageContract(px, data["mean"], data["std"], data["interpolation"], data["crop_pct"])
+
+
+def from_timm(body: nn.Module, label: str, spec: TowerSpec) -> Tower:
+    """Wrap a finished timm model: drop the classifier and, when another pool is asked for, its pooling."""
+    contract = timm_contract(body, spec)
     reset: Any = body.reset_classifier
     reset(0)
     if spec.pool not in (None, "own") and getattr(body, "attn_pool", None) is not None:
@@ -168,6 +178,12 @@ def from_hf_vision(body: Any, label: str, spec: TowerSpec, processor: Any) -> To
         body.pooler = None
     if spec.weights is not None:
         load_weights(body, spec.weights)
+    contract = hf_contract(processor, label, spec)
+    return HfVision(body, "vision", label, spec.pool, contract).finish(spec.layers, spec.roles)
+
+
+def hf_contract(processor: Any, label: str, spec: TowerSpec) -> ImageContract:
+    """Return how a transformers image processor prepares its images."""
     shortest = _side(processor.size, "shortest_edge")
     px = spec.image_px or _side(processor.size, "height") or shortest
     if not px:
@@ -184,8 +200,7 @@ def from_hf_vision(body: Any, label: str, spec: TowerSpec, processor: Any) -> To
     std = tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0)
     if spec.image_px is None and cropped and crop < 1.0:
         px = cropped
-    contract = ImageContract(int(px), mean, std, names.get(int(processor.resample), "bicubic"), min(crop, 1.0))
-    return HfVision(body, "vision", label, spec.pool, contract).finish(spec.layers, spec.roles)
+    return ImageContract(int(px), mean, std, names.get(int(processor.resample), "bicubic"), min(crop, 1.0))
 
 
 def _side(size: Any, name: str) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from lilt.data.dataset import draw_seed
 from lilt.model import TwoTower
 from lilt.train.liveness import FirstSteps
 from lilt.train.log import BAD_IMAGES, RunLog, peak_memory
+from lilt.train.meter import Meter
 from lilt.train.optim import make_optimizer, make_schedule
 from lilt.train.state import find_state, keep_frozen_weights_out, save_state
-from lilt.train.step import contrastive_step
+from lilt.train.step import Learner, Objective, backward
 from lilt.train.stop import Stop
 
 SELECT_BY = "mean_recall"
@@ -34,12 +34,11 @@ Save = Callable[[TwoTower, dict[str, float]], None]
 
 @dataclass
 class Place:
-    """Where a run stands; part of the resume state. seconds are of training and validation."""
+    """Where a run stands; part of the resume state."""
 
     step: int = 0
     best: float = -math.inf
     best_step: int = 0
-    seconds: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resume needs."""
@@ -56,6 +55,7 @@ class Outcome:
 
     place: Place
     steps: int
+    meter: Meter
     pairs_per_second: float
     peak_bytes: int
     bad_images: int
@@ -93,10 +93,11 @@ class Trainer:
         core.to(accelerator.device)
         optimizer = make_optimizer(core, config.lr, config.head_lr, config.weight_decay, config.beta2)
         self.schedule = make_schedule(optimizer, self.steps, warmup, config.lr_floor)
-        self.place = Place()
+        self.place, self.meter = Place(), Meter()
+        self.objective = Objective(config.same)
         keep_frozen_weights_out(accelerator, core)
-        self.model, self.optimizer = accelerator.prepare(core, optimizer)
-        accelerator.register_for_checkpointing(self.schedule, self.place)
+        self.model, self.optimizer = accelerator.prepare(Learner(core), optimizer)
+        accelerator.register_for_checkpointing(self.schedule, self.place, self.meter)
         # dropout draws from the global generators: each rank its own stream, the same in every run of one seed
         torch.manual_seed(draw_seed(config.seed, distributed.rank(), 0))
         if config.resume:
@@ -122,30 +123,31 @@ class Trainer:
 
         Raises ValueError for a loss that is not finite, tensors that do not learn, or too many unreadable images.
         """
-        done, stepping = 0, 0.0
+        done = 0
         every = max(1, round(self.config.eval_every * self.batches.steps_per_epoch))
         bar = self.log.bar("training", self.steps, self.place.step)
         batches: Iterator[Batch] = iter(self.loader) if self.place.step < self.steps else iter(())
+        before = self._stepping()
         self.model.train()
         with Stop() as stop, _attention(self.accelerator):
             while self.place.step < self.steps:
-                began = time.perf_counter()
-                batch = next(batches)
-                loss, parts = self._step(batch.to(self.accelerator.device))
+                with self.meter("data"):
+                    batch = next(batches)
+                with self.meter("steps"):
+                    loss, parts = self._step(batch.to(self.accelerator.device))
                 self.faults += batch.faults
                 self.place.step += 1
-                took = time.perf_counter() - began
-                done, stepping = done + 1, stepping + took
-                self.place.seconds += took
+                done += 1
                 last = self.place.step == self.steps
                 # what costs a wait for the device or for other ranks happens at log steps; on one CPU it is free
                 keep = self.place.step % every == 0 or last
                 due = self.place.step % self.config.log_every == 0 or keep
                 asked = False
                 if due or (self.accelerator.device.type == "cpu" and distributed.world_size() == 1):
-                    self._check(loss)
+                    with self.meter("steps"):
+                        self._check(loss)
                     asked = self._agree(stop.asked)
-                    rate = self.batches.batch * done / stepping
+                    rate = self._rate(done, before)
                     self.log.move(bar, self.place.step, f"loss {loss.item():.3f}  {rate:.0f} pairs/s")
                 if due:
                     self._record(loss, parts, rate)
@@ -154,17 +156,22 @@ class Trainer:
                 if keep:
                     self._validate()
                 if keep or asked:
-                    save_state(self.accelerator, self.log.folder)
+                    with self.meter("saving"):
+                        save_state(self.accelerator, self.log.folder)
                 if asked:
                     break
         self.log.close(bar)
-        return Outcome(
-            self.place, self.steps, self.batches.batch * done / max(stepping, 1e-9), peak_memory(), len(self.log.bad)
-        )
+        return Outcome(self.place, self.steps, self.meter, self._rate(done, before), peak_memory(), len(self.log.bad))
+
+    def _stepping(self) -> float:
+        return self.meter.seconds["data"] + self.meter.seconds["steps"]
+
+    def _rate(self, done: int, before: float) -> float:
+        """Return the pairs per second of the steps since a sitting began."""
+        return self.batches.batch * done / max(self._stepping() - before, 1e-9)
 
     def _step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = contrastive_step(self.model, batch, self.config.same)
-        self.accelerator.backward(loss)
+        loss, parts = backward(self.model, self.objective, batch, self.accelerator, self.config.micro_batch)
         self.first_steps.look(self.optimizer)
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(list(self.core.trained().values()), self.config.clip_norm)
@@ -173,7 +180,7 @@ class Trainer:
             self.schedule.step()
         self.optimizer.zero_grad()
         self.core.scale.clamp_()
-        return loss.detach(), parts
+        return loss, parts
 
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(distributed.mean(loss)):
@@ -221,17 +228,17 @@ class Trainer:
 
     def _validate(self) -> None:
         """Validate, and save where it is the best so far; without validation the newest is the best."""
-        began = time.perf_counter()
-        values = dict(self.validate(self.core)) if self.validate is not None else {}
+        with self.meter("evaluation"):
+            values = dict(self.validate(self.core)) if self.validate is not None else {}
         score = values.get(SELECT_BY, float(self.place.step))
-        self.place.seconds += time.perf_counter() - began
         if values:
             self.log.metrics({"step": self.place.step, "split": "val", **values})
             self.log.say(f"step {self.place.step}/{self.steps}  validation {SELECT_BY} {score:.2f}")
         if score > self.place.best:
             self.place.best, self.place.best_step = score, self.place.step
             if distributed.is_main():
-                self.save(self.core, {"step": float(self.place.step), **values})
+                with self.meter("saving"):
+                    self.save(self.core, {"step": float(self.place.step), **values})
         distributed.barrier()
         self.model.train()
 

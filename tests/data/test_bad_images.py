@@ -15,7 +15,7 @@ from lilt.config import TrainConfig
 from lilt.data import Batch, Collate, PairDataset, Sample, eval_transform, open_image, read_image
 from lilt.model import TwoTower
 from lilt.towers import ImageContract
-from lilt.train.step import contrastive_step
+from lilt.train.step import Learner, Objective
 
 
 def damage(kind: str, good: Path, folder: Path) -> Path:
@@ -91,7 +91,7 @@ def parts(settings: dict[str, Any], pictures: Path, tmp_path: Path) -> tuple[Two
 
 
 def loss_and_gradients(model: TwoTower, batch: Batch, same: str) -> list[Tensor]:
-    loss, _ = contrastive_step(model, batch, same)
+    loss, _ = Objective(same)(Learner(model)(batch.images, batch.tokens), batch)
     return [loss.detach(), *torch.autograd.grad(loss, list(model.trained().values()))]
 
 
