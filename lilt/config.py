@@ -95,8 +95,14 @@ class TrainConfig(ModelConfig):
     """epochs between validations"""
     log_every: int = 10
     """steps between lines in metrics.jsonl"""
+    max_bad_steps: int = 3
+    """stop after this many steps in a row whose gradient is not finite; each of them is left out"""
+    keep_states: int = 1
+    """how many of the newest resume states are kept"""
     max_bad_share: float = 0.01
     """stop when more than this share of the training images cannot be read"""
+    price: float | None = None
+    """dollars that an hour of one accelerator costs; what the run cost is then reported in dollars too"""
     resume: bool = False
     """go on where the run in --output was stopped"""
     overwrite: bool = False

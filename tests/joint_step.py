@@ -48,7 +48,7 @@ def gradients(
     model = accelerator.prepare(Learner(core))
     share = 8 // accelerator.num_processes
     rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    loss, parts = backward(model, Objective(same), batch(core, config, folder, rows), accelerator, micro_batch)
+    loss, parts, _ = backward(model, Objective(same), batch(core, config, folder, rows), accelerator, micro_batch)
     found = {name: p.grad for name, p in core.trained().items() if p.grad is not None}
     assert len(found) == len(core.trained())
     means = {name: distributed.mean(value.detach()) for name, value in ({"loss": loss} | parts).items()}

@@ -203,4 +203,4 @@ def test_ctrl_c_and_preemption_save_and_say_how_to_go_on(words: Lines, tmp_path:
     assert program.returncode == 130, err
     assert "Traceback" not in err
     assert f"--config {tmp_path / 'run' / 'config.yaml'} --resume" in out
-    assert (tmp_path / "run" / "state" / "trained.safetensors").is_file()
+    assert list((tmp_path / "run" / "state").glob("step-*/trained.safetensors"))

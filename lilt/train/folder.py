@@ -18,7 +18,18 @@ from lilt.train.state import STATE
 
 CONFIG = "config.yaml"
 # what may differ between a run and its continuation without changing a single number
-_FREE = ("resume", "overwrite", "output", "workers", "log_every", "max_bad_share", "image_root")
+_FREE = (
+    "resume",
+    "overwrite",
+    "output",
+    "workers",
+    "log_every",
+    "max_bad_share",
+    "max_bad_steps",
+    "keep_states",
+    "price",
+    "image_root",
+)
 
 
 def new_folder(config: TrainConfig) -> str:
@@ -50,8 +61,7 @@ def open_folder(config: TrainConfig, folder: Path) -> None:
         return
     for name in (checkpoint.ADAPTER, checkpoint.CONTRACT, checkpoint.CARD, METRICS, BAD_IMAGES, CONFIG):
         (folder / name).unlink(missing_ok=True)
-    for name in (STATE, f"{STATE}.old", f"{STATE}.tmp"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.rmtree(folder / STATE, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     settings = asdict(config) | {"resume": False, "overwrite": False}
     (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

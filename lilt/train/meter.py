@@ -9,19 +9,23 @@ from typing import Any
 
 import torch
 
-PARTS = ("data", "steps", "evaluation", "saving")
+from lilt import distributed
+
+PARTS = ("starting", "data", "steps", "evaluation", "saving")
 
 
 class Meter:
     """Adds up wall seconds by part, over all the sittings of a run; part of the resume state.
 
-    data is the time steps waited for their batch. joules are of this process' accelerator, None where the driver does
-    not count them.
+    data is the time steps waited for their batch, starting what was built before the first. device_seconds counts each
+    second once for each process. joules are of this process' accelerator, None where the driver of a sitting does not
+    count them; an earlier sitting counts with those of the main process.
     """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
-        self.earlier = 0.0  # joules of earlier sittings
+        self.device_seconds = 0.0
+        self.earlier: float | None = 0.0  # joules of earlier sittings
         self.start = _joules()
 
     @property
@@ -33,7 +37,7 @@ class Meter:
     def joules(self) -> float | None:
         """Energy so far."""
         now = _joules()
-        return None if now is None or self.start is None else self.earlier + now - self.start
+        return None if now is None or self.start is None or self.earlier is None else self.earlier + now - self.start
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -42,16 +46,25 @@ class Meter:
         try:
             yield
         finally:
-            self.seconds[part] += time.perf_counter() - began
+            spent = time.perf_counter() - began
+            self.seconds[part] += spent
+            self.device_seconds += spent * distributed.world_size()
+
+    def include(self, other: Meter) -> None:
+        """Count what another meter of this sitting, begun earlier, has counted too."""
+        for part, spent in other.seconds.items():
+            self.seconds[part] += spent
+        self.device_seconds += other.device_seconds
+        self.start = other.start
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resume needs."""
-        return {"seconds": dict(self.seconds), "joules": self.joules}
+        return {"seconds": dict(self.seconds), "device_seconds": self.device_seconds, "joules": self.joules}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on counting where an earlier sitting stopped."""
-        self.seconds = dict(state["seconds"])
-        self.earlier, self.start = state["joules"] or 0.0, _joules()
+        self.seconds, self.device_seconds = dict(state["seconds"]), state["device_seconds"]
+        self.earlier, self.start = state["joules"], _joules()
 
 
 def _joules() -> float | None:
@@ -59,7 +72,7 @@ def _joules() -> float | None:
     if not torch.cuda.is_available():
         return None
     try:
-        import pynvml  # beside some builds of torch; it is asked for and not required
+        import pynvml  # type: ignore[import-not-found]  # beside some builds of torch; it is asked for and not required
     except ImportError:
         return None
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from lilt import distributed
 from lilt.checkpoint import load_trained
 from lilt.model import TwoTower
 
-STATE = "state"
+STATE, SUMS = "state", "sums.json"
 _TRAINED = "trained.safetensors"
 
 
@@ -34,26 +36,50 @@ def keep_frozen_weights_out(accelerator: Accelerator, core: TwoTower) -> None:
     accelerator.register_load_state_pre_hook(load)
 
 
-def save_state(accelerator: Accelerator, folder: Path) -> None:
-    """Write the state beside the old one and exchange them; a crash leaves one of the two whole."""
-    fresh, old, target = folder / f"{STATE}.tmp", folder / f"{STATE}.old", folder / STATE
+def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
+    """Write the state of a step under a temporary name, with the sum of each file, and rename it; keep the newest."""
+    states = folder / STATE
+    fresh, target = states / f"step-{step:08d}.tmp", states / f"step-{step:08d}"
     if accelerator.is_main_process:
         shutil.rmtree(fresh, ignore_errors=True)
+        states.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
     accelerator.save_state(str(fresh), safe_serialization=True)
     distributed.barrier()
     if accelerator.is_main_process:
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
+        (fresh / SUMS).write_text(json.dumps(_sums(fresh)), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)  # of a sitting that went on from an earlier step
         fresh.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        whole = sorted(states.glob("step-????????"))
+        for other in [*whole[:-keep], *states.glob("*.tmp")]:
+            shutil.rmtree(other, ignore_errors=True)
     distributed.barrier()
 
 
-def find_state(folder: Path) -> Path:
-    """Return the newest whole state of a run. Raises ValueError where there is none."""
-    for name in (STATE, f"{STATE}.old"):
-        if (folder / name / _TRAINED).is_file():
-            return folder / name
-    raise ValueError(f"{folder} has no state to resume from; expected {folder / STATE}; start it without --resume")
+def find_state(folder: Path) -> tuple[Path, list[Path]]:
+    """Return the newest whole state of a run, and newer ones that are torn. Raises ValueError where none is whole."""
+    torn: list[Path] = []
+    for state in sorted((folder / STATE).glob("step-????????"), reverse=True):
+        if _is_whole(state):
+            return state, torn
+        torn.append(state)
+    said = f"; {len(torn)} are torn (files missing or changed)" if torn else ""
+    raise ValueError(
+        f"{folder} has no state to resume from{said}; expected {folder / STATE}/step-…; start it without --resume"
+    )
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        return bool(json.loads((state / SUMS).read_text(encoding="utf-8")) == _sums(state))
+    except (OSError, ValueError):
+        return False
+
+
+def _sums(state: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a state."""
+    found = {}
+    for file in sorted(f for f in state.rglob("*") if f.is_file() and f.name != SUMS):
+        with file.open("rb") as stream:
+            found[file.relative_to(state).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found

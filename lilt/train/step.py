@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,14 @@ from lilt.model import TwoTower
 SAME = ("positive", "ignored", "negative")
 Outputs = dict[str, Tensor]  # of a forward pass: rows (B, …), and numbers without dimension
 Parts = dict[str, Tensor]
+
+
+class Step(NamedTuple):
+    """The loss of a step (), its parts (), and which of our rows (B,) have embeddings that are no numbers."""
+
+    loss: Tensor
+    parts: Parts
+    broken: Tensor
 
 
 class Learner(nn.Module):
@@ -54,8 +63,8 @@ class Objective:
 
 def backward(
     model: nn.Module, objective: Objective, batch: Batch, accelerator: Accelerator, micro_batch: int | None = None
-) -> tuple[Tensor, Parts]:
-    """Add the gradient of a batch to the trained tensors; return its loss and its parts.
+) -> Step:
+    """Add the gradient of a batch to the trained tensors.
 
     With micro_batch rows at a time, the memory of the towers is that of one micro-batch and the gradient still that of
     the whole: a first pass keeps the outputs alone, the loss gives their gradient, a second pass carries it into the
@@ -63,9 +72,10 @@ def backward(
     Source: Gao et al. 2021, arXiv 2101.06983.
     """
     if micro_batch is None or micro_batch >= len(batch.image_id):
-        loss, parts = objective(model(batch.images, batch.tokens), batch)
+        out = model(batch.images, batch.tokens)
+        loss, parts = objective(out, batch)
         accelerator.backward(loss)
-        return loss.detach(), parts
+        return Step(loss.detach(), parts, _broken(out))
     pieces = batch.split(micro_batch)
     states, made = [], []
     with torch.no_grad():
@@ -84,7 +94,11 @@ def backward(
             out = model(piece.images, piece.tokens)
             accelerator.backward(_carried(out, gradients, number * micro_batch))
     _set_random_state(accelerator.device, after)
-    return loss.detach(), parts
+    return Step(loss.detach(), parts, _broken(leaves))
+
+
+def _broken(out: Outputs) -> Tensor:
+    return ~(torch.isfinite(out["image"]).all(1) & torch.isfinite(out["text"]).all(1))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

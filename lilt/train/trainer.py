@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
 from lilt import distributed
@@ -19,12 +20,13 @@ from lilt.config import TrainConfig
 from lilt.data import Batch, Batches, Collate, PairDataset, ignore_signals
 from lilt.data.dataset import draw_seed
 from lilt.model import TwoTower
+from lilt.train.guard import Guard
 from lilt.train.liveness import FirstSteps
 from lilt.train.log import BAD_IMAGES, RunLog, peak_memory
 from lilt.train.meter import Meter
 from lilt.train.optim import make_optimizer, make_schedule
 from lilt.train.state import find_state, keep_frozen_weights_out, save_state
-from lilt.train.step import Learner, Objective, backward
+from lilt.train.step import Learner, Objective, Step, backward
 from lilt.train.stop import Stop
 
 SELECT_BY = "mean_recall"
@@ -97,11 +99,15 @@ class Trainer:
         self.objective = Objective(config.same)
         keep_frozen_weights_out(accelerator, core)
         self.model, self.optimizer = accelerator.prepare(Learner(core), optimizer)
-        accelerator.register_for_checkpointing(self.schedule, self.place, self.meter)
+        self.guard = Guard(config.max_bad_steps, dataset.paths)
+        accelerator.register_for_checkpointing(self.schedule, self.place, self.meter, self.guard)
         # dropout draws from the global generators: each rank its own stream, the same in every run of one seed
         torch.manual_seed(draw_seed(config.seed, distributed.rank(), 0))
         if config.resume:
-            accelerator.load_state(str(find_state(log.folder)))
+            state, torn = find_state(log.folder)
+            for other in torn:
+                log.say(f"{other} is torn and was passed over")
+            accelerator.load_state(str(state))
             log.rewind(self.place.step)
         self.batches.start = self.place.step
         self.first_steps = FirstSteps(core, self.place.step)
@@ -123,7 +129,7 @@ class Trainer:
 
         Raises ValueError for a loss that is not finite, tensors that do not learn, or too many unreadable images.
         """
-        done = 0
+        count = 0
         every = max(1, round(self.config.eval_every * self.batches.steps_per_epoch))
         bar = self.log.bar("training", self.steps, self.place.step)
         batches: Iterator[Batch] = iter(self.loader) if self.place.step < self.steps else iter(())
@@ -134,10 +140,10 @@ class Trainer:
                 with self.meter("data"):
                     batch = next(batches)
                 with self.meter("steps"):
-                    loss, parts = self._step(batch.to(self.accelerator.device))
+                    done = self._step(batch.to(self.accelerator.device))
                 self.faults += batch.faults
                 self.place.step += 1
-                done += 1
+                count += 1
                 last = self.place.step == self.steps
                 # what costs a wait for the device or for other ranks happens at log steps; on one CPU it is free
                 keep = self.place.step % every == 0 or last
@@ -145,23 +151,24 @@ class Trainer:
                 asked = False
                 if due or (self.accelerator.device.type == "cpu" and distributed.world_size() == 1):
                     with self.meter("steps"):
-                        self._check(loss)
+                        for line in self.guard.settle(self._kept()):
+                            self.log.say(line)
                     asked = self._agree(stop.asked)
-                    rate = self._rate(done, before)
-                    self.log.move(bar, self.place.step, f"loss {loss.item():.3f}  {rate:.0f} pairs/s")
+                    rate = self._rate(count, before)
+                    self.log.move(bar, self.place.step, f"loss {done.loss.item():.3f}  {rate:.0f} pairs/s")
                 if due:
-                    self._record(loss, parts, rate)
+                    self._record(done, rate)
                 if keep or asked:
                     self._check_weights()
                 if keep:
                     self._validate()
                 if keep or asked:
                     with self.meter("saving"):
-                        save_state(self.accelerator, self.log.folder)
+                        save_state(self.accelerator, self.log.folder, self.place.step, self.config.keep_states)
                 if asked:
                     break
         self.log.close(bar)
-        return Outcome(self.place, self.steps, self.meter, self._rate(done, before), peak_memory(), len(self.log.bad))
+        return Outcome(self.place, self.steps, self.meter, self._rate(count, before), peak_memory(), len(self.log.bad))
 
     def _stepping(self) -> float:
         return self.meter.seconds["data"] + self.meter.seconds["steps"]
@@ -170,33 +177,44 @@ class Trainer:
         """Return the pairs per second of the steps since a sitting began."""
         return self.batches.batch * done / max(self._stepping() - before, 1e-9)
 
-    def _step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = backward(self.model, self.objective, batch, self.accelerator, self.config.micro_batch)
+    def _step(self, batch: Batch) -> Step:
+        done = backward(self.model, self.objective, batch, self.accelerator, self.config.micro_batch)
         self.first_steps.look(self.optimizer)
-        if self.config.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(list(self.core.trained().values()), self.config.clip_norm)
-        self.optimizer.step()
+        norm = self._clip()
+        if self.accelerator.scaler is None:
+            self.guard.step(self.optimizer, self.place.step + 1, norm, done.broken, batch.image_id)
+        else:  # the scaler leaves out steps of its own, and by them finds its factor
+            self.optimizer.step()
+            self.guard.note(self.place.step + 1, ~done.broken.any(), done.broken, batch.image_id)
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         self.optimizer.zero_grad()
         self.core.scale.clamp_()
-        return loss, parts
+        return done
 
-    def _check(self, loss: Tensor) -> None:
-        if not torch.isfinite(distributed.mean(loss)):
-            raise self._diverged(f"the loss is {loss.item()}")
+    def _clip(self) -> Tensor:
+        """Return the norm of the gradient, after it was cut down if that is asked for."""
+        trained = list(self.core.trained().values())
+        if self.config.clip_norm is not None:
+            norm = self.accelerator.clip_grad_norm_(trained, self.config.clip_norm)
+        else:
+            norm = get_total_norm([p.grad for p in trained if p.grad is not None])
+        # engines that clip on their own may say nothing
+        return norm if isinstance(norm, Tensor) else torch.zeros((), device=self.accelerator.device)
+
+    def _kept(self) -> str:
+        return (
+            f"The best checkpoint so far (step {self.place.best_step}) and the last state in {self.log.folder} are kept"
+        )
 
     def _check_weights(self) -> None:
         """Keep broken weights out of what is saved: the loss of a step is from before its update."""
         for name, parameter in self.core.trained().items():
             if not torch.isfinite(parameter).all():
-                raise self._diverged(f"{name} is no longer finite")
-
-    def _diverged(self, what: str) -> ValueError:
-        return ValueError(
-            f"{what} at step {self.place.step}; the best checkpoint so far (step {self.place.best_step}) and the last "
-            f"state in {self.log.folder} are kept: start again with a lower --lr or --head_lr, or with --precision no"
-        )
+                raise ValueError(
+                    f"{name} is no longer finite at step {self.place.step}. {self._kept()}: start again with a lower "
+                    "--lr or --head_lr, or with --precision no"
+                )
 
     def _agree(self, asked: bool) -> bool:
         """Exchange requests to stop and unreadable images with the other ranks."""
@@ -212,17 +230,17 @@ class Trainer:
             )
         return any(asked for asked, _ in everybody)
 
-    def _record(self, loss: Tensor, parts: dict[str, Tensor], rate: float) -> None:
-        mean_loss = distributed.mean(loss).item()
+    def _record(self, done: Step, rate: float) -> None:
+        values = {name: distributed.mean(value).item() for name, value in {"loss": done.loss, **done.parts}.items()}
         self.log.metrics(
             {
                 "step": self.place.step,
                 "epoch": round(self.place.step / self.batches.steps_per_epoch, 4),
-                "loss": mean_loss,
-                **{name: distributed.mean(value).item() for name, value in parts.items()},
+                **{name: value if math.isfinite(value) else None for name, value in values.items()},
                 "scale": self.core.scale().item(),
                 "lr": [group["lr"] for group in self.optimizer.param_groups],
                 "pairs_per_second": round(rate, 2),
+                "skipped_steps": self.guard.skipped,
             }
         )
 

@@ -32,7 +32,7 @@ def parts(settings: dict[str, Any], pictures: Any) -> tuple[TwoTower, Batch]:
 def gradients(model: TwoTower, batch: Batch, micro_batch: int | None) -> dict[str, Tensor]:
     accelerator = Accelerator()
     model.zero_grad()
-    loss, _ = backward(Learner(model), Objective(), batch, accelerator, micro_batch)
+    loss = backward(Learner(model), Objective(), batch, accelerator, micro_batch).loss
     return {name: p.grad.clone() for name, p in model.trained().items() if p.grad is not None} | {"loss": loss}
 
 

@@ -83,7 +83,7 @@ def test_a_resumed_run_lists_a_bad_image_no_second_time(run: Run, pictures: Path
 
 def test_the_state_holds_trained_tensors_alone(run: Run) -> None:
     done = run(epochs=1, policy="layernorm")
-    state = find_state(done.folder)
+    state, _ = find_state(done.folder)
     trained = done.model.trained()
     assert set(load_file(state / "trained.safetensors")) == set(trained)
     values = sum(p.numel() for p in trained.values())
@@ -96,16 +96,35 @@ def test_the_state_holds_trained_tensors_alone(run: Run) -> None:
 
 
 def test_a_run_without_a_state_cannot_be_resumed(run: Run) -> None:
-    with pytest.raises(ValueError, match=r"has no state to resume from; expected .*state; start it without --resume"):
+    with pytest.raises(ValueError, match=r"has no state to resume from; expected .*step-…; start it without --resume"):
         run(resume=True)
 
 
-def test_a_crash_while_exchanging_states_leaves_one(run: Run) -> None:
+def test_a_torn_state_is_passed_over(run: Run) -> None:
+    done = run(epochs=2, keep_states=2)
+    states = sorted((done.folder / "state").iterdir())
+    assert [state.name for state in states] == ["step-00000002", "step-00000004"]
+    file = states[1] / "optimizer.bin"
+    file.write_bytes(file.read_bytes()[:-1])  # the disk was full
+    (done.folder / "state" / "step-00000005.tmp").mkdir()
+    assert find_state(done.folder) == (states[0], [states[1]])
+    again = run(epochs=2, keep_states=2, resume=True)
+    assert again.outcome.finished
+    assert find_state(done.folder) == (states[1], [])
+    assert not list((done.folder / "state").glob("*.tmp"))
+
+
+def test_without_a_whole_state_it_says_so(run: Run) -> None:
     done = run(epochs=1)
-    (done.folder / "state").rename(done.folder / "state.old")
-    (done.folder / "state.tmp").mkdir()
-    assert find_state(done.folder) == done.folder / "state.old"
-    assert run(epochs=1, resume=True).outcome.finished
+    state, _ = find_state(done.folder)
+    (state / "trained.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no state to resume from; 1 are torn \(files missing or changed\)"):
+        run(epochs=1, resume=True)
+
+
+def test_the_newest_states_are_kept(run: Run) -> None:
+    done = run(epochs=4, keep_states=3)
+    assert [s.name for s in sorted((done.folder / "state").iterdir())] == [f"step-{n:08d}" for n in (4, 6, 8)]
 
 
 def test_a_second_interrupt_acts_at_once() -> None:
