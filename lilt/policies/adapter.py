@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -25,6 +25,12 @@ CHOICES = {
     "init": ("identity", "lilt"),
 }
 LILT_STD = 0.02
+# what a branch needs at the ends where an adapter of that place stands
+BOUNDS = {
+    "output": "end in a linear layer",
+    "input": "begin with a norm or linear layer over the last axis",
+    "parallel": "begin and end with a linear layer",
+}
 
 
 class Bottleneck(Child):
@@ -45,6 +51,13 @@ class Bottleneck(Child):
 
     def add(self, hidden: Tensor, read: Tensor) -> Tensor:
         """Return hidden plus what the bottleneck makes of read."""
+        width = self.down.in_features
+        if hidden.shape != read.shape or hidden.shape[-1] != width:
+            seen = " and ".join(str(tuple(shape)) for shape in dict.fromkeys((hidden.shape, read.shape)))
+            raise ValueError(
+                f"an adapter of width {width} stands among values of shape {seen}; expected one shape with {width} "
+                "channels on the last axis; choose another place or other branches or blocks, or lora"
+            )
         return torch.add(hidden, self.up(F.gelu(self.down(read))), alpha=self.scale)
 
     def forward(self, *tensors: Tensor) -> Tensor:
@@ -85,11 +98,12 @@ class AttachBeside(Attach):
 
     source: str = field(kw_only=True)  # path of the module whose input is what the branch reads
 
-    def carry_out(self, body: nn.Module) -> None:
-        super().carry_out(body)
+    def carry_out(self, body: nn.Module) -> Iterable[nn.Parameter]:
+        trained = super().carry_out(body)
         adapter = self.child(body)
         assert isinstance(adapter, Beside)
         attach(body.get_submodule(self.source), f"{self.name}_tap", Tap(adapter), "input")
+        return trained
 
     def switch(self, body: nn.Module, on: bool) -> None:
         super().switch(body, on)
@@ -139,18 +153,25 @@ class Adapter(Policy):
         object.__setattr__(self, "identity_at_start", self.init == "identity")
 
     def plan(self, tower: Tower) -> Plan:
-        edits = []
+        roles = ("attention", "mlp") if self.branches == "both" else (self.branches,)
+        edits: list[Edit] = []
+        reached, missed = set(), set()
         for block in self.blocks.of(len(tower.anatomy.blocks)):
             leaves = [leaf for leaf in tower.anatomy.leaves if leaf.block == block]
-            for role in ("attention", "mlp") if self.branches == "both" else (self.branches,):
+            for role in roles:
                 if (edit := self._edit(tower, leaves, role)) is not None:
                     edits.append(edit)
-        if not edits:
-            raise self.nothing(tower, f"{'attention or mlp' if self.branches == 'both' else self.branches} branches")
+                    reached.add(role)
+                elif any(leaf.role == role for leaf in leaves):
+                    missed.add(role)
+        if missed - reached or not edits:
+            wanted = " or ".join(missed - reached if edits else roles)
+            hint = f" (branches={reached.pop()} does without)" if edits else ""
+            raise self.nothing(tower, f"{wanted} branches that {BOUNDS[self.place]}{hint}")
         return Plan(tuple(edits))
 
     def _edit(self, tower: Tower, leaves: list[Leaf], role: str) -> Edit | None:
-        site = input_site(tower, leaves, role) if self.place == "input" else output_site(leaves, role)
+        site = input_site(tower, leaves, role) if self.place == "input" else output_site(tower, leaves, role)
         if site is None:
             return None
         path, width = site

@@ -158,9 +158,12 @@ def apply(joint: Plan, tower: Tower) -> None:
             f"the {tower.side} tower {tower.spec!r} already has a policy; it takes one: build the tower anew"
         )
     tower.requires_grad_(False)
+    # held, so that no id is given again
+    trained = [(parameter, edit) for edit in joint.edits for parameter in edit.carry_out(tower.body)]
+    # the names of the end: what an edit puts in may rename what an earlier one has opened
+    names = {id(p): name for name, p in tower.body.named_parameters() if p.requires_grad}
     fates: dict[str, Edit] = {}
-    for edit in joint.edits:
-        before = {id(p) for p in tower.body.parameters() if p.requires_grad}
-        edit.carry_out(tower.body)
-        fates |= {n: edit for n, p in tower.body.named_parameters() if p.requires_grad and id(p) not in before}
+    for parameter, edit in trained:
+        fates.setdefault(names[id(parameter)], edit)
+    assert len(fates) == len(names), "every edit returns all that it trains"
     tower.fates = fates

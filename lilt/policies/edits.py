@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,8 @@ class Edit(ABC):
         """What the edit wants for itself: a parameter, or the name of a new child."""
 
     @abstractmethod
-    def carry_out(self, body: nn.Module) -> None:
-        """Make the change."""
+    def carry_out(self, body: nn.Module) -> Iterable[nn.Parameter]:
+        """Make the change and return the parameters that are trained for it."""
 
     @abstractmethod
     def switch(self, body: nn.Module, on: bool) -> None:
@@ -45,6 +45,9 @@ class Edit(ABC):
     def rescale(self, body: nn.Module, factor: float) -> None:
         """Multiply what was added by factor; changed weights stay as they are."""
 
+    def check_scalable(self, factor: float) -> None:  # noqa: B027 (most can be)
+        """Raise ValueError where what was added works whole or not at all."""
+
 
 @dataclass(frozen=True)
 class Open(Edit):
@@ -54,8 +57,10 @@ class Open(Edit):
     def claim(self) -> str:
         return self.path
 
-    def carry_out(self, body: nn.Module) -> None:
-        body.get_parameter(self.path).requires_grad_(True)
+    def carry_out(self, body: nn.Module) -> Iterable[nn.Parameter]:
+        parameter = body.get_parameter(self.path)
+        parameter.requires_grad_(True)
+        return [parameter]
 
     def switch(self, body: nn.Module, on: bool) -> None:
         pass
@@ -80,9 +85,11 @@ class Attach(Edit):
     def claim(self) -> str:
         return f"{self.path}.{self.adds_to or self.name}".lstrip(".")
 
-    def carry_out(self, body: nn.Module) -> None:
+    def carry_out(self, body: nn.Module) -> Iterable[nn.Parameter]:
+        child = _made(self)
         # what belongs to the module's own product comes before what works on it
-        attach(body.get_submodule(self.path), self.name, _made(self), self.when, first=bool(self.adds_to))
+        attach(body.get_submodule(self.path), self.name, child, self.when, first=bool(self.adds_to))
+        return child.parameters()
 
     def child(self, body: nn.Module) -> Child:
         """Return the child where it hangs."""
@@ -116,8 +123,10 @@ class Reparametrize(Edit):
     def claim(self) -> str:
         return f"{self.path}.{self.tensor}".lstrip(".")
 
-    def carry_out(self, body: nn.Module) -> None:
-        reparametrize(body.get_submodule(self.path), self.tensor, _made(self))
+    def carry_out(self, body: nn.Module) -> Iterable[nn.Parameter]:
+        child = _made(self)
+        reparametrize(body.get_submodule(self.path), self.tensor, child)
+        return child.parameters()
 
     def child(self, body: nn.Module) -> Child:
         """Return the child where it stands."""

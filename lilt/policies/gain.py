@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -78,9 +79,10 @@ class ScaleOutput(Attach):
 
     biases: tuple[Bias, ...] = ()
 
-    def carry_out(self, body: nn.Module) -> None:
-        super().carry_out(body)
+    def carry_out(self, body: nn.Module) -> Iterable[nn.Parameter]:
+        trained = super().carry_out(body)
         _tie(body, self.child(body), self.biases)
+        return trained
 
     def fold(self, body: nn.Module) -> None:
         _fold_biases(body, self.child(body), self.biases)
@@ -93,9 +95,10 @@ class ScaleInside(Reparametrize):
 
     biases: tuple[Bias, ...] = ()
 
-    def carry_out(self, body: nn.Module) -> None:
-        super().carry_out(body)
+    def carry_out(self, body: nn.Module) -> Iterable[nn.Parameter]:
+        trained = super().carry_out(body)
         _tie(body, self.child(body), self.biases)
+        return trained
 
     def fold(self, body: nn.Module) -> None:
         if parametrize.is_parametrized(body.get_submodule(self.path), self.tensor):
@@ -111,8 +114,8 @@ class Hold(Edit):
     def claim(self) -> str:
         return self.path
 
-    def carry_out(self, body: nn.Module) -> None:
-        pass
+    def carry_out(self, body: nn.Module) -> Iterable[nn.Parameter]:
+        return ()
 
     def switch(self, body: nn.Module, on: bool) -> None:
         pass

@@ -24,7 +24,7 @@ class Ia3(Policy):
 
     y -> l * y on the output of the key and value maps, their bias included, and x -> l * x on the input of the MLP's
     last layer; l starts at one. Where a weight is read functionally its rows and the bias, wherever it stands, are
-    multiplied instead. Attention pools whose keys and values are one map are left as they are.
+    multiplied instead.
     Count: d_k + d_v + d_mlp per block.
     Source: Liu et al. 2022, arXiv 2205.05638.
     """
@@ -39,7 +39,7 @@ class Ia3(Policy):
             if isinstance(leaf.module, nn.Conv2d):
                 continue  # its channels are not the last axis
             for matrix in matrices(leaf):
-                if leaf.role == "attention" and matrix.part in ("k", "v", "qkv"):
+                if leaf.role == "attention" and matrix.part in ("k", "v", "kv", "qkv"):
                     edits += self._keys_or_values(matrix, tower)
                 elif leaf.role == "mlp" and leaf.part == "out" and _has_an_inside(leaf, leaves):
                     edits.append(self._activations(matrix))
@@ -109,8 +109,8 @@ def _check_that_attention_is_known(leaves: list[Leaf], tower: Tower) -> None:
             parts.setdefault(leaf.block, set()).add(leaf.part)
             paths.setdefault(leaf.block, leaf.path)
     for block, found in parts.items():
-        if not ({"k", "v"} <= found or "qkv" in found):
+        if not ({"k", "v"} <= found or found & {"kv", "qkv"}):
             raise ValueError(
                 f"ia3: the attention around {paths[block]} of the {tower.side} tower {tower.spec!r} has no maps named "
-                f"k and v, or qkv; expected them to rescale keys and values; use lora(targets=attention)"
+                f"k and v, kv or qkv; expected them to rescale keys and values; use lora(targets=attention)"
             )

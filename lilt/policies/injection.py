@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +138,7 @@ class Inject(Edit):
     def claim(self) -> str:
         return self.target
 
-    def carry_out(self, body: nn.Module) -> None:
+    def carry_out(self, body: nn.Module) -> Iterable[nn.Parameter]:
         if not is_layer(body.get_submodule(self.path)):
             flags = {id(p): p.requires_grad for p in body.parameters()}
             with warnings.catch_warnings():
@@ -150,7 +150,9 @@ class Inject(Edit):
         for name in self.tensors:
             inside[name].data = inside[name].data.float()
             inside[name].requires_grad_(True)
-        assert sum(inside[name].numel() for name in self.tensors) == self.count, f"{self.path}: the plan miscounts"
+        trained = [inside[name] for name in self.tensors]
+        assert sum(p.numel() for p in trained) == self.count, f"{self.path}: the plan miscounts"
+        return trained
 
     def switch(self, body: nn.Module, on: bool) -> None:
         for path in (self.path, *self.also):
@@ -178,12 +180,16 @@ class Inject(Edit):
     @torch.no_grad()
     def rescale(self, body: nn.Module, factor: float) -> None:
         inside = dict(body.get_submodule(self.path).named_parameters())
-        linear = [name for name in self.tensors if name.split(".")[0] in _LINEAR]
+        for name in self._linear():
+            inside[name].mul_(factor)
+
+    def check_scalable(self, factor: float) -> None:
         bent = [name for name in self.tensors if name.startswith("lora_magnitude_vector")]
-        if self.tensors and (bent or not linear):
+        if factor != 1 and self.tensors and (bent or not self._linear()):
             raise ValueError(
                 f"{self.why} at {self.path} cannot be scaled by {factor}: its update is not proportional to one of its "
                 "tensors; use it whole, or a LORA without DoRA"
             )
-        for name in linear:
-            inside[name].mul_(factor)
+
+    def _linear(self) -> list[str]:
+        return [name for name in self.tensors if name.split(".")[0] in _LINEAR]

@@ -17,6 +17,9 @@ from lilt.towers.base import ImageContract, Inputs, Tower
 CAPTIONS = ("two dogs", "a red boat on the river", "an old man reads in front of a small shop in the rain")
 _STILL = 1e-6  # of the largest output: what a kernel may differ by between two runs on the same numbers
 _KEY_NORM = re.compile(r"^(k|key)_?(layer_?)?(norm|ln)$|^(norm|layer_?norm|ln)_?(k|key)$", re.I)
+# what peft puts into the name of a bias: around its module, or in the place of it
+_WRAPPED = re.compile(r"(base_layer|original_module|(modules_to_save|ln_tuning_layers|lora_B)\.\w+)\.")
+_BEFT = re.compile(r"\.beft_bias\.\w+$")
 _SHOWN = 6
 
 
@@ -54,13 +57,18 @@ def dead_by_nature(tower: Tower) -> set[str]:
     relative positions or between heads, which add to the logits.
     """
     found = set()
+    # by role too: an attention that a role map names has a class of any name
+    mixers = {path for leaf in tower.anatomy.leaves if leaf.role == "attention" for path in (leaf.path, leaf.holder)}
     for leaf in tower.anatomy.leaves:
-        holder, _, field = leaf.path.rpartition(".")
-        inside = is_attention(tower.body.get_submodule(holder))
-        key_norm = leaf.role == "norm" and inside and _KEY_NORM.match(field)
+        inside = leaf.holder in mixers or is_attention(tower.body.get_submodule(leaf.holder))
+        key_norm = leaf.role == "norm" and inside and _KEY_NORM.match(leaf.path.rpartition(".")[2])
         if key_norm or (leaf.role == "attention" and leaf.part in ("k", "")):
-            found.add(f"{leaf.path}.bias")
-    return found & dict(tower.body.named_parameters()).keys()
+            found.add(_unwrapped(f"{leaf.path}.bias"))
+    return {name for name, _ in tower.body.named_parameters() if _unwrapped(name) in found}
+
+
+def _unwrapped(name: str) -> str:
+    return _WRAPPED.sub("", _BEFT.sub(".bias", name))
 
 
 class Gradients(NamedTuple):

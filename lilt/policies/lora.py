@@ -24,6 +24,7 @@ TARGETS = ("q", "k", "v", "qkv", "out", "attention", "mlp", "conv", "all", "embe
 class Lora(Policy):
     """Train low-rank updates of the targeted weights; fused qkv as one weight has one A, separate q, k, v one each.
 
+    A fused kv has one A as well.
     targets, joined by `|`: q, k, v, qkv, out or attention; mlp; conv; all of these; embed, which `all` leaves out as
     it lies outside the blocks: the convolutions that make patches (or a stem). A convolution is the matrix
     (D_out, D_in * kh * kw). Those in groups are left out: a depthwise filter has too few values per channel to factor.
@@ -72,9 +73,9 @@ class Lora(Policy):
             return [matrix] if "embed" in wanted else []
         if role != "attention":
             return []
-        if wanted & {"attention", "all", matrix.part} or (matrix.part in ("q", "k", "v") and "qkv" in wanted):
+        if wanted & {"attention", "all", matrix.part} or (matrix.part in ("q", "k", "v", "kv") and "qkv" in wanted):
             return [matrix]
-        pieces = [part for part in ("q", "k", "v") if part in wanted and matrix.part == "qkv"]
+        pieces = [part for part in ("q", "k", "v") if part in wanted and part in matrix.part]
         return [matrix.slice(tower, piece, f"lora(targets={self.targets})") for piece in pieces]
 
     def _edit(self, matrix: Matrix) -> Edit:

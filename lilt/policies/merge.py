@@ -94,7 +94,11 @@ def disabled(tower: Tower, base: nn.Module | None) -> Iterator[None]:
 
 @torch.no_grad()
 def interpolate(tower: Tower, base: nn.Module | None, scale: float) -> None:
-    """Move a tower in place to base + scale * (tuned - base): 1 changes no bit, 0 gives the base's outputs."""
+    """Move a tower in place to base + scale * (tuned - base): 1 changes no bit, 0 gives the base's outputs.
+
+    Raises ValueError, with the tower as it was, where a policy added what works whole or not at all.
+    """
+    check_scalable(tower, scale)
     if scale == 1:
         return  # a magnitude multiplied by 1 in its own way may round
     for parameter, value in _pairs(tower, base):
@@ -103,6 +107,12 @@ def interpolate(tower: Tower, base: nn.Module | None, scale: float) -> None:
         parameter.copy_(torch.lerp(value.to(wide), parameter.to(wide), scale))
     for edit in edits_of(tower):
         edit.rescale(tower.body, scale)
+
+
+def check_scalable(tower: Tower, scale: float) -> None:
+    """Raise ValueError where `interpolate` would; of two towers both can be asked before one is moved."""
+    for edit in edits_of(tower):
+        edit.check_scalable(scale)
 
 
 def _pairs(tower: Tower, base: nn.Module | None) -> list[tuple[nn.Parameter, Tensor]]:

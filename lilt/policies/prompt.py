@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -53,7 +54,8 @@ class Prompts(Child):
         longer = lengthen({k: v for k, v in given.items() if k != key}, gap)
         if self.enters:
             tokens = self.tokens.to(hidden).unsqueeze(1 - axis)
-            hidden = splice(hidden, tokens.expand(*_with(hidden.shape, axis, self.n)), at, axis)
+            shape = [self.n if i == axis else size for i, size in enumerate(hidden.shape)]
+            hidden = splice(hidden, tokens.expand(shape), at, axis)
         longer[key] = hidden
         return tuple(longer[name] for name in names), {k: longer[k] for k in kwargs}
 
@@ -80,12 +82,15 @@ class Insert(Edit):
     def claim(self) -> str:
         return f"{self.path}.{self.name}"
 
-    def carry_out(self, body: nn.Module) -> None:
+    def carry_out(self, body: nn.Module) -> Iterable[nn.Parameter]:
+        trained: list[nn.Parameter] = []
         for path in self.blocks:
             enters, leaves = (self.deep or path == end for end in (self.blocks[0], self.blocks[-1]))
             child = Prompts(self.n, self.width, self.place, enters, leaves)
             child.name = self.name
             attach(body.get_submodule(path), self.name, child, "around")
+            trained += child.parameters()
+        return trained
 
     def undo(self, body: nn.Module) -> None:
         """Take all of it away again."""
@@ -100,6 +105,9 @@ class Insert(Edit):
         raise NotImplementedError("no weight holds a prompt, and the policy says so")
 
     def rescale(self, body: nn.Module, factor: float) -> None:
+        raise NotImplementedError("no part of a prompt leads back to the base, and check_scalable says so")
+
+    def check_scalable(self, factor: float) -> None:
         if factor != 1:
             raise ValueError(
                 f"prompt: scale={factor}; a prompt is a token that is read or not, and no part of it leads back to "
@@ -187,7 +195,3 @@ def _run(tower: Tower, inputs: Inputs, edit: Insert) -> Tensor:
         return watch(tower, inputs)[0].features
     finally:
         edit.undo(tower.body)
-
-
-def _with(shape: torch.Size, axis: int, size: int) -> list[int]:
-    return [size if i == axis else s for i, s in enumerate(shape)]

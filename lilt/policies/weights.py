@@ -16,7 +16,7 @@ class Matrix:
 
     leaf: Leaf
     tensor: str  # its name on the module
-    part: str  # q k v qkv out (attention), in out (mlp), or ""
+    part: str  # q k v kv qkv out (attention), in out (mlp), or ""
     total: int
     columns: int
     start: int
@@ -32,26 +32,40 @@ class Matrix:
         return self.leaf.order is not None and self.tensor == "weight" and plain and zeros
 
     def slice(self, tower: Tower, part: str, wanted: str) -> Matrix:
-        """Return the rows of a fused qkv that make q, k, v or, as kv, the last two. Raises ValueError if unknown."""
-        third = self.total // 3
-        if not self._in_thirds(tower):
-            raise ValueError(
-                f"{wanted}: {self.leaf.path} of the {tower.side} tower {tower.spec!r} holds q, k and v in one weight "
-                f"of {self.total} rows that are not a third each in this order; use lora(targets=qkv)"
-            )
-        return replace(self, part=part, start=third * "qkv".index(part[0]), rows=third * len(part))
+        """Return the rows of a fused qkv or kv that make q, k, v or, as kv, the last two.
 
-    def _in_thirds(self, tower: Tower) -> bool:
+        Raises ValueError if they are not known.
+        """
+        size = self.total // len(self.part)
+        if not self._in_equal_shares(tower, size):
+            held = "q, k and v" if self.part == "qkv" else "k and v"
+            share = "third" if self.part == "qkv" else "half"
+            raise ValueError(
+                f"{wanted}: {self.leaf.path} of the {tower.side} tower {tower.spec!r} holds {held} in one weight "
+                f"of {self.total} rows that are not a {share} each in this order; use lora(targets=qkv)"
+            )
+        return replace(self, part=part, start=size * self.part.index(part[0]), rows=size * len(part))
+
+    def _in_equal_shares(self, tower: Tower, size: int) -> bool:
         module = self.leaf.module
         if isinstance(module, nn.MultiheadAttention):
             return True
         # GPT-NeoX, BLOOM and Falcon store q, k, v head by head under this name
-        if self.leaf.path.endswith("query_key_value"):
+        if self.leaf.path.endswith("key_value") or self.total % len(self.part):
             return False
-        # what the output map reads is as wide as v; with fewer keys than queries q is wider than a third
-        outs = [x for x in tower.anatomy.leaves if (x.role, x.part, x.block) == ("attention", "out", self.leaf.block)]
-        widths = {matrix.columns for leaf in outs for matrix in matrices(leaf)}
-        return self.total % 3 == 0 and (not widths or self.total // 3 in widths)
+        widths = {matrix.columns for leaf in self._outs(tower) for matrix in matrices(leaf)}
+        if self.part == "qkv":  # what the output map reads is as wide as v; with fewer keys than queries q is wider
+            return not widths or size in widths
+        # less than a head: keys that are their own values (DeepSeek-V4)
+        head = getattr(tower.body.get_submodule(self.leaf.holder), "head_dim", 1)
+        # where queries share keys and values, the output map reads a multiple of a half
+        return size % head == 0 and (not widths or any(width % size == 0 for width in widths))
+
+    def _outs(self, tower: Tower) -> list[Leaf]:
+        """Return what may be the output map: that of the block, and beside this weight what is none of q, k and v."""
+        leaves = [leaf for leaf in tower.anatomy.leaves if leaf.role == "attention" and leaf.block == self.leaf.block]
+        beside = self.leaf.holder
+        return [x for x in leaves if x.part == "out" or (x.part == "" and x.holder == beside)]
 
 
 def matrices(leaf: Leaf) -> list[Matrix]:

@@ -10,14 +10,16 @@ from typing import Any
 from torch import nn
 
 from lilt.towers.calls import watch
+from lilt.towers.packing import keep_padding
 
 CONTAINERS = (nn.ModuleList, nn.Sequential)
 ROLES = ("norm", "attention", "mlp", "conv", "embedding", "other")
-# Inside an attention module (known by type) the three maps are told apart by the field they are assigned to.
+# Inside an attention module (known by type) the maps are told apart by the field they are assigned to.
 _QKV = {
     "q": re.compile(r"^(q|query|q_proj|q_lin|to_q|wq)$", re.I),
     "k": re.compile(r"^(k|key|k_proj|k_lin|to_k|wk)$", re.I),
     "v": re.compile(r"^(v|value|v_proj|v_lin|to_v|wv)$", re.I),
+    "kv": re.compile(r"^(w?kv|kv_proj|kv_lin|key_value|to_kv)$", re.I),
     "qkv": re.compile(r"^(w?qkv|qkv_proj|in_proj|query_key_value|c_attn|to_qkv)$", re.I),
 }
 
@@ -29,9 +31,16 @@ class Leaf:
     path: str
     module: nn.Module
     role: str
-    part: str  # q k v qkv out (attention), in out (mlp), or ""
+    part: str  # q k v kv qkv out (attention), in out (mlp), or ""
     block: int | None
     order: int | None  # None: its forward never fires, its weights are read functionally
+    reads: int | None = None  # D of the tokens (B, L, D) that its forward takes, and of those it gives; None: others
+    gives: int | None = None
+
+    @property
+    def holder(self) -> str:
+        """The path of the module that it is a part of."""
+        return self.path.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -67,9 +76,9 @@ def _tally(names: list[str]) -> str:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Say whether a module is a normalisation: by its class, owning 1-d tensors only."""
-    tensors = list(module.parameters(recurse=False))
-    return bool(re.search(r"norm", type(module).__name__, re.I)) and all(t.ndim == 1 for t in tensors)
+    """Say whether a module is a normalisation: by its class, owning vectors only, be they (D,) or (1, D, 1, 1)."""
+    vectors = all(t.numel() == max(t.shape, default=1) for t in module.parameters(recurse=False))
+    return bool(re.search(r"norm", type(module).__name__, re.I)) and vectors
 
 
 def is_attention(module: nn.Module) -> bool:
@@ -99,19 +108,20 @@ def find_blocks(body: nn.Module) -> list[str]:
 def survey(body: nn.Module, forward: Callable[[], Any], named: Named = NOTHING) -> Anatomy:
     """Find the blocks and the role of every parameter-owning module; forward runs the network on an example.
 
-    What a role map has named is taken from there, the rest is found by type.
+    What a role map names is taken from it, the rest found by type. Torch's encoders keep their padding from now on.
     """
+    keep_padding(body)
     modules = dict(body.named_modules())
     blocks = [path for path, module in modules.items() if id(module) in named.blocks] or find_blocks(body)
-    order, widths = watch(body, blocks, forward)
-    silent = [path for path in blocks if path not in order]
+    calls = watch(body, forward)
+    silent = [path for path in blocks if path not in calls]
     if named.blocks and silent:
         raise ValueError(
             f"roles: {silent[0]!r} is named block and its forward is never called, so it has no place in depth; "
             "expected modules that run one after the other; name the modules inside it"
         )
     # registration order of the stages may differ from depth; the calls tell
-    blocks.sort(key=lambda path: order.get(path, len(order)))
+    blocks.sort(key=lambda path: calls[path].order if path in calls else len(calls))
     leaves = []
     seen: set[int] = set()
     for path, module in modules.items():
@@ -124,8 +134,9 @@ def survey(body: nn.Module, forward: Callable[[], Any], named: Named = NOTHING) 
         if not role:
             inside = _within_attention(path, blocks[block] if block is not None else "", modules)
             role = _role(module, block is not None, inside, bool(blocks))
-        leaves.append(Leaf(path, module, role, part or _part(path, module, role), block, order.get(path)))
-    return Anatomy(tuple(_mark_outputs(leaves)), tuple(blocks), widths.get(blocks[-1]) if blocks else None)
+        leaves.append(Leaf(path, module, role, part or _part(path, module, role), block, *calls.get(path, (None,))))
+    last = calls.get(blocks[-1]) if blocks else None
+    return Anatomy(tuple(_mark_outputs(leaves)), tuple(blocks), None if last is None else last.gives)
 
 
 def _said(path: str, modules: dict[str, nn.Module], named: Named) -> tuple[str, str]:
@@ -176,9 +187,9 @@ def _mark_outputs(leaves: list[Leaf]) -> list[Leaf]:
     for i, leaf in enumerate(leaves):
         key = (leaf.block, leaf.role)
         if leaf.role in ("attention", "mlp") and is_dense(leaf.module) and leaf.part == "" and key not in said:
-            rank = -1 if leaf.order is None else leaf.order
-            best = last.get(key)
-            if best is None or rank >= (-1 if leaves[best].order is None else leaves[best].order or 0):
+            best = leaves[last.get(key, i)]
+            # what is read functionally counts as called before all others
+            if (leaf.order is not None, leaf.order) >= (best.order is not None, best.order):
                 last[key] = i
     marked = list(leaves)
     for i, leaf in enumerate(leaves):

@@ -56,10 +56,18 @@ class Tokens(NamedTuple):
     prefix: int = 0
 
 
+class Encoded(NamedTuple):
+    """What became of a batch: pooled (B, W), its `Tokens` where asked for, hidden (B, H) of a shared encoder."""
+
+    pooled: Tensor
+    tokens: Tokens | None = None
+    hidden: Tensor | None = None
+
+
 class Tower(nn.Module):
     """An encoder of one side with one pooled output; subclasses know how one library runs it.
 
-    forward: image (B, 3, H, W) or token tensors (B, L) -> (B, dim). tokens: -> `Tokens` (B, L, width).
+    forward: image (B, 3, H, W) or token tensors (B, L) -> (B, dim). tokens: -> `Tokens` (B, L, width). encode: both.
     """
 
     default_pool = "own"
@@ -93,9 +101,24 @@ class Tower(nn.Module):
         """Return the token features of the last layer."""
         return self.read(self.run(inputs), inputs)
 
-    def forward(self, inputs: Inputs) -> Tensor:
+    def encode(self, inputs: Inputs, tokens: bool = False) -> Encoded:
+        """Run the body once and return the pooled features, as forward does, and if asked the tokens.
+
+        Raises ValueError if tokens are asked of a body that gives none.
+        """
         raw = self.run(inputs)
-        return self.own(raw, inputs) if self.pool == "own" else pool_tokens(self.read(raw, inputs), self.pool)
+        found = self.read(raw, inputs) if tokens or self.pool != "own" else None
+        if tokens and found is not None and found.features.ndim != 3:
+            raise ValueError(
+                f"the {self.side} tower {self.spec!r} gives {tuple(found.features.shape)} with pool={self.pool}, and "
+                "the shared encoder or the projection reads tokens (B, L, width); use ?pool=cls or ?pool=mean where "
+                "the tower has them, or shared=none or mlp and another projection"
+            )
+        pooled = self.own(raw, inputs) if found is None or self.pool == "own" else pool_tokens(found, self.pool)
+        return Encoded(pooled, found if tokens else None)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return self.encode(inputs).pooled
 
     def example(self) -> Inputs:
         """Return the smallest honest input: one grey image or one short caption."""

@@ -1,37 +1,38 @@
-"""What one forward tells of a network: in which order its modules are called, and which of them give tokens."""
+"""What one forward tells of a network: in which order its modules are called, and which of them work on tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
-def watch(
-    body: nn.Module, blocks: Iterable[str], forward: Callable[[], Any]
-) -> tuple[dict[str, int], dict[str, int | None]]:
-    """Run the network once in eval mode and without gradients; paths are those of `named_modules`.
+class Call(NamedTuple):
+    """A module's place in the order of first calls, and the width D of the tokens (B, L, D) it reads and gives."""
 
-    Returned are, for each module whose forward fires, the position of its first call; and for each of blocks the width
-    D of the tokens (B, L, D) it gives, None where it gives something else.
-    """
-    order: dict[str, int] = {}
-    widths: dict[str, int | None] = {}
+    order: int
+    reads: int | None = None  # None: something else
+    gives: int | None = None
+
+
+def watch(body: nn.Module, forward: Callable[[], Any]) -> dict[str, Call]:
+    """Run the network once in eval mode and without gradients; return the modules whose forward fires by their path."""
+    calls: dict[str, Call] = {}
     handles = []
     for path, module in body.named_modules():
 
-        def note_call(_module: nn.Module, _args: Any, path: str = path) -> None:
-            order.setdefault(path, len(order))
+        def note_call(_module: nn.Module, args: tuple, kwargs: dict[str, Any], path: str = path) -> None:
+            calls.setdefault(path, Call(len(calls), _width((*args, *kwargs.values()))))
 
-        handles.append(module.register_forward_pre_hook(note_call))
-    for path in blocks:
+        def note_output(_module: nn.Module, _args: tuple, output: Any, path: str = path) -> None:
+            calls[path] = calls[path]._replace(
+                gives=_width(output[:1] if isinstance(output, (tuple, list)) else (output,))
+            )
 
-        def note_width(_module: nn.Module, _args: Any, output: Any, path: str = path) -> None:
-            widths[path] = _token_width(output)
-
-        handles.append(body.get_submodule(path).register_forward_hook(note_width))
+        handles.append(module.register_forward_pre_hook(note_call, with_kwargs=True))
+        handles.append(module.register_forward_hook(note_output))
     training = body.training
     try:
         body.eval()
@@ -41,9 +42,10 @@ def watch(
         body.train(training)
         for handle in handles:
             handle.remove()
-    return order, widths
+    return calls
 
 
-def _token_width(output: Any) -> int | None:
-    first = output[0] if isinstance(output, (tuple, list)) and output else output
-    return first.shape[-1] if isinstance(first, torch.Tensor) and first.ndim == 3 else None
+def _width(values: Any) -> int | None:
+    first = next((value for value in values if isinstance(value, Tensor)), None)
+    # a nested tensor has no shape
+    return first.shape[-1] if first is not None and first.ndim == 3 and not first.is_nested else None

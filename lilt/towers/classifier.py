@@ -11,9 +11,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from lilt.registry import Registry
 from lilt.towers.base import ImageContract
+from lilt.towers.image_models import hf_contract, timm_contract, timm_model
 from lilt.towers.loading import load_weights, py_factory, quiet
 from lilt.towers.spec import TowerSpec
-from lilt.towers.vision import hf_contract, timm_contract, timm_model
 
 
 class Classifier(nn.Module):

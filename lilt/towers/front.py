@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lilt.towers.base import ImageContract, Inputs, Tower
+from lilt.towers.trace import Traced, trace
 
 Shape = tuple[tuple[int, ...], torch.dtype]  # of what one sample becomes, without the axis of the batch
 
@@ -118,20 +119,12 @@ def is_locked(tower: Tower) -> bool:
     return not any(p.requires_grad for p in tower.parameters())
 
 
-@dataclass
-class _Call:
-    path: str
-    began: int
-    ended: int = -1
-    output: Any = None
-
-
 class _Watch:
     """One forward of two inputs, and what it tells of the calls before the last frozen block."""
 
     def __init__(self, tower: Tower):
         self.tower = tower
-        self.calls = self._calls(2)
+        self.calls = self._run(2)
         blocks = [call for call in self.calls if call.path in tower.anatomy.blocks]
         frozen = []
         for call in sorted(blocks, key=lambda call: call.ended):
@@ -144,34 +137,8 @@ class _Watch:
         self.last = frozen[-1].path if fits else None
         self.as_tuple = bool(frozen) and not isinstance(frozen[-1].output, Tensor)
 
-    def _calls(self, rows: int) -> list[_Call]:
-        """Run the tower on so many inputs, with gradients, and return the calls of its modules in order."""
-        calls: list[_Call] = []
-        open_calls: list[_Call] = []
-        clock = iter(range(10**9))
-        handles = []
-        for path, module in self.tower.body.named_modules():
-
-            def begin(_module: nn.Module, _args: Any, path: str = path) -> None:
-                open_calls.append(_Call(path, next(clock)))
-                calls.append(open_calls[-1])
-
-            def end(_module: nn.Module, _args: Any, output: Any) -> None:
-                open_calls[-1].output, open_calls[-1].ended = output, next(clock)
-                open_calls.pop()
-
-            handles.append(module.register_forward_pre_hook(begin, prepend=True))
-            handles.append(module.register_forward_hook(end, prepend=True))
-        training = self.tower.training
-        try:
-            self.tower.eval()
-            with torch.enable_grad():
-                self.tower.run(_inputs(self.tower, rows))
-        finally:
-            self.tower.train(training)
-            for handle in handles:
-                handle.remove()
-        return calls
+    def _run(self, rows: int) -> list[Traced]:
+        return trace(self.tower.body, lambda: self.tower.run(_inputs(self.tower, rows)))
 
     def blocks_before(self) -> list[str]:
         """Return the frozen blocks before the last one."""
@@ -184,7 +151,7 @@ class _Watch:
         again = {call.path for call in self.calls if call.began > border}
         found: dict[str, Shape | None] = {}
         until = -1
-        more = {call.path: call for call in self._calls(3)}
+        more = {call.path: call for call in self._run(3)}
         for call in self.calls:
             if call.began > until and call.ended < border and call.path not in again:
                 shape = _sample_shape(call.output, more[call.path].output)

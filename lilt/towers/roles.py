@@ -22,7 +22,7 @@ from torch import nn
 from lilt.registry import nearest
 from lilt.towers.anatomy import ROLES, Named, is_dense
 
-PARTS = {"attention": ("q", "k", "v", "qkv", "out"), "mlp": ("in", "out")}
+PARTS = {"attention": ("q", "k", "v", "kv", "qkv", "out"), "mlp": ("in", "out")}
 WORDS = (*(word for role in ROLES for word in (role, *(f"{role}.{p}" for p in PARTS.get(role, ())))), "block")
 _SHOWN = 24  # paths in an error message
 

@@ -118,7 +118,7 @@ def decoder(family: str) -> Tower:
 def test_attention_whose_keys_and_values_cannot_be_told_is_refused() -> None:
     tower = build_tower(Nameless(), "vision", replace(CONTRACT, image_px=4))
     message = (
-        r"the attention around blocks\.0\.attend\.first .* has no maps named k and v, or qkv; .*lora\(targets=attention"
+        r"the attention around blocks\.0\.attend\.first .* has no maps named k and v, kv or qkv; .*lora\(targets=attent"
     )
     with pytest.raises(ValueError, match=message):
         planned("ia3", tower)

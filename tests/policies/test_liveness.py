@@ -20,6 +20,7 @@ from lilt.policies.liveness import dead_by_nature, find_dead, read_gradients
 from lilt.towers import Tower, build_tower
 from tests.policies.conformance import TRAINING, planned, run_backward, trained
 from tests.towers.families import CONTRACT, FAMILIES, SWIN, VIT, batch, hf_text, tiny, word_tokenizer
+from tests.towers.private import LISTED, Listed, Mixer, private, seeded
 
 
 def with_policy(spec: str, tower: Tower) -> Tower:
@@ -258,6 +259,26 @@ def swin_cr() -> Tower:
     return build_tower(timm.create_model("swinv2_cr_tiny_224", **options), "vision")
 
 
+class KeyNormed(Mixer):
+    """An attention under a name of its own, with a norm on its keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k_norm = nn.LayerNorm(16)
+
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (self.wq_a, self.wk_a, self.wv_a))
+        return self.wo_a(F.scaled_dot_product_attention(q, self.k_norm(k), v).transpose(1, 2).flatten(2))
+
+
+def key_normed() -> Tower:
+    """A private tower of which a role map alone says where its attention is."""
+    body = seeded(Listed)
+    for stage in body.stages:
+        stage.mix = seeded(KeyNormed)
+    return build_tower(body.eval(), "vision", CONTRACT, roles=LISTED)
+
+
 @pytest.mark.parametrize(
     ("make", "names", "other"),
     [
@@ -269,21 +290,60 @@ def swin_cr() -> Tower:
         (lambda: hf_text("distilbert"), "transformer.layer.{}.attention.k_lin.bias", "embeddings.LayerNorm.bias"),
         (qk_norm, "blocks.{}.attn.k_norm.bias", "blocks.0.attn.q_norm.bias"),
         (swin_cr, "stages.{}.blocks.0.attn.meta_mlp.fc2.bias", "stages.0.blocks.0.attn.meta_mlp.fc1.bias"),
+        (key_normed, "stages.{}.mix.k_norm.bias", "stages.0.mix.wv_a.bias"),
+        (lambda: private(Listed, LISTED), "stages.{}.mix.wk_a.bias", "stages.0.mix.wv_a.bias"),
     ],
-    ids=["bert", "distilbert", "qk_norm", "swin_cr"],
+    ids=["bert", "distilbert", "qk_norm", "swin_cr", "mapped norm", "mapped key"],
 )
 def test_what_is_dead_by_nature_is_found_by_role_and_is_dead(make: Callable[[], Tower], names: str, other: str) -> None:
-    tower = make().eval()
-    assert {names.format(i) for i in (0, 1)} <= dead_by_nature(tower)
+    check_shifts(make().eval(), [names.format(0), names.format(1)], other)
+
+
+def check_shifts(tower: Tower, names: list[str], other: str) -> None:
+    """Check that biases are taken for dead by nature and that the output does not see them, but sees the other one."""
+    assert set(names) <= dead_by_nature(tower)
     inputs, chance = batch(tower), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for gain in tower.body.parameters():  # norms that start at zero close their branches
             gain.add_(float(not gain.any()))
         before = tower(inputs)
-        for name, same in [(names.format(0), True), (names.format(1), True), (other, False)]:
+        for name in [*names, other]:
             bias = tower.body.get_parameter(name)
-            bias.add_(torch.randn(bias.shape, generator=chance), alpha=1 if same else 30)
-            assert torch.allclose(tower(inputs), before, rtol=1e-4, atol=1e-4) == same
+            bias.add_(torch.randn(bias.shape, generator=chance), alpha=1 if name != other else 30)
+            assert torch.allclose(tower(inputs), before, rtol=1e-4, atol=1e-4) == (name != other)
+
+
+SELF = "encoder.layer.{block}.attention.self."
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("bitfit+peft(LORA(target_modules=key|value))", SELF + "{part}.base_layer.bias"),
+        ("peft(LORA(target_modules=key|value,lora_bias=true))", SELF + "{part}.lora_B.default.bias"),
+        ("peft(BEFT(target_modules=key|value))", SELF + "{part}.beft_bias.default"),
+        ("peft(LORA(target_modules=dense,modules_to_save=self))", SELF + "modules_to_save.default.{part}.bias"),
+    ],
+)
+def test_what_peft_wraps_stays_dead_by_nature(spec: str, name: str) -> None:
+    tower = with_policy(spec, hf_text("bert")).eval()
+    check_shifts(tower, [name.format(block=i, part="key") for i in (0, 1)], name.format(block=0, part="value"))
+
+
+def test_a_key_norm_that_peft_tunes_stays_dead_by_nature() -> None:
+    tower = with_policy("peft(LN_TUNING(target_modules=k_norm))", qk_norm()).eval()
+    names = [f"blocks.{i}.attn.k_norm.ln_tuning_layers.default.bias" for i in (0, 1)]
+    check_shifts(tower, names, "blocks.0.attn.qkv.bias")
+
+
+@pytest.mark.parametrize(
+    "spec", ["bitfit+peft(LORA(target_modules=key|query))", "peft(LORA(target_modules=key,bias=all))"]
+)
+def test_bias_tuning_beside_peft_is_let_off_for_the_keys_alone(spec: str) -> None:
+    tower = with_policy(spec, tiny("bert"))
+    found = {name for name in dead_by_nature(tower) if tower.body.get_parameter(name).requires_grad}
+    assert found == {SELF.format(block=i) + "key.base_layer.bias" for i in (0, 1)}
+    check_alive(tower)
 
 
 def test_other_biases_are_judged() -> None:

@@ -265,6 +265,24 @@ def test_what_has_no_way_back_is_refused_and_whole_it_stays_as_it_is(spec: str, 
     assert same(state(tower), before)
 
 
+@pytest.mark.parametrize(
+    ("spec", "family"),
+    [
+        ("layernorm+prompt", "vit"),
+        ("lora+prompt(2,deep)", "vit"),
+        ("bitfit(blocks=0)+peft(LORA(target_modules=query,use_dora=true))", "bert"),
+        ("layernorm+adapter(branches=mlp)+peft(OFT(target_modules=value,r=0,oft_block_size=8))", "bert"),
+    ],
+)
+def test_what_has_no_way_back_is_refused_before_anything_else_has_moved(spec: str, family: str) -> None:
+    tower = shaken(spec, family)
+    before = state(tower)
+    with pytest.raises(ValueError, match=r"scale=0\.5|scaled by 0\.5"):
+        merge.interpolate(tower, tiny(family).body, 0.5)
+    assert same(state(tower), before)
+    merge.check_scalable(tower, 1.0)
+
+
 class Reading(nn.Module):
     """A block that attends to features of another width: torch's attention then has a weight each for q, k and v."""
 

@@ -172,9 +172,9 @@ def test_it_does_not_start_as_the_base_and_has_no_part_way_back() -> None:
     assert not policy.identity_at_start and not policy.mergeable
     tower = tuned("prompt", tiny("bert"))
     (edit,) = set((tower.fates or {}).values())
-    edit.rescale(tower.body, 1.0)
+    edit.check_scalable(1.0)
     with pytest.raises(ValueError, match=r"prompt: scale=0\.5; .*; expected scale=1; leave the scale out"):
-        edit.rescale(tower.body, 0.5)
+        edit.check_scalable(0.5)
 
 
 @pytest.mark.parametrize(

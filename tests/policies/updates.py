@@ -44,8 +44,8 @@ def update(dense: Tower, edit: Attach | Reparametrize, child: LowRank, scale: fl
     module = dense.body.get_submodule(edit.path)
     weight = getattr(module, edit.adds_to if isinstance(edit, Attach) else edit.tensor)
     matrix = weight.T if isinstance(module, hf.pytorch_utils.Conv1D) else weight.flatten(1)
-    third = len(matrix) // 3
-    start = {"lora_q": 0, "lora_k": third, "lora_v": 2 * third}.get(edit.name, 0)
+    held = "kv" if edit.path.endswith(".kv") else "qkv"
+    start = len(matrix) // len(held) * max(held.find(edit.name[-1]), 0) if edit.name != "lora" else 0
     rows = matrix[start : start + len(child.b)]
     rows += scale * child.b @ child.a
     if isinstance(child, Magnitudes):

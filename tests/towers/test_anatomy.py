@@ -6,9 +6,11 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lilt.towers import build_tower
-from tests.towers.families import CONTRACT, FAMILIES, tiny
+from lilt.towers.anatomy import is_norm
+from tests.towers.families import CONTRACT, FAMILIES, VOCABULARY, tiny, word_tokenizer
 
 # blocks; roles of the leaves inside one block; parts of its attention; which of its leaves are read functionally
 PRE = "norm2 attention2 mlp2"
@@ -119,3 +121,50 @@ def test_looking_leaves_no_hook_and_the_mode_as_it_was() -> None:
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 4), torch.nn.Dropout())
     build_tower(module.train(), "vision", CONTRACT)
     assert module.training and all(not m._forward_hooks and not m._forward_pre_hooks for m in module.modules())
+
+
+class GainNorm(nn.Module):
+    """A normalisation by its name, whatever it owns."""
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm"),
+    [
+        ((8,), True),
+        ((1, 1, 8), True),
+        ((1, 8, 1, 1), True),
+        ((1,), True),
+        ((), True),
+        ((4, 8), False),
+        ((1, 4, 8), False),
+    ],
+)
+def test_a_normalisation_owns_vectors_with_or_without_other_axes(shape: tuple[int, ...], norm: bool) -> None:
+    assert is_norm(GainNorm(*shape)) == norm
+
+
+class Packed(nn.Module):
+    """A reader that packs its captions itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.map = nn.Embedding(VOCABULARY, 8), nn.Linear(8, 8)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Tensor) -> Tensor:
+        rows = [self.words(ids[keep]) for ids, keep in zip(input_ids, attention_mask.bool(), strict=True)]
+        return torch.nested.to_padded_tensor(self.map(torch.nested.nested_tensor(rows)), 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_widths_are_those_of_tokens_and_nested_tensors_have_none() -> None:
+    leaves = {leaf.path: leaf for leaf in build_tower(Packed(), "text", word_tokenizer()).anatomy.leaves}
+    assert [(leaf.reads, leaf.gives) for leaf in leaves.values()] == [(None, None), (None, None)]
+    leaves = {leaf.path: leaf for leaf in tiny("bert").anatomy.leaves}
+    inside, words = leaves["encoder.layer.0.intermediate.dense"], leaves["embeddings.word_embeddings"]
+    assert (inside.reads, inside.gives, words.reads, words.gives) == (32, 48, None, 32)
+    leaves = {leaf.path: leaf for leaf in tiny("resnet").anatomy.leaves}
+    assert {(leaf.reads, leaf.gives) for leaf in leaves.values()} == {(None, None)}

@@ -29,6 +29,7 @@ CASES: dict[str, tuple[dict[str, str], str, int]] = {
     "attention.k": ({"**.wk_a": "attention.k"}, TWICE("k"), 2 * 2 * 2 * WIDTH),
     "attention.v": ({"**.wq_a": "attention.k", "**.wv_a": "attention.v"}, TWICE("v"), 2 * 2 * 2 * WIDTH),
     "attention.qkv": ({"**.up": "attention.qkv"}, TWICE("v"), 2 * 2 * (WIDTH + HIDDEN // 3)),
+    "attention.kv": ({"**.up": "attention.kv"}, TWICE("v"), 2 * 2 * (WIDTH + HIDDEN // 2)),
     "attention.out": ({"**.wv_a": "attention.out"}, TWICE("out"), 2 * 2 * 2 * WIDTH),
     "mlp": ({"**.mix": "attention", "**.mix.wo_a": "mlp"}, "mlp", 2 * (SQUARE + UP + DOWN)),
     "mlp.in": ({"**.mix": "attention", "**.down": "mlp.in"}, "adapter", 2 * (BOTTLENECK + 2 * 48 * 12 + 12 + 48)),
