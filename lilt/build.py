@@ -7,12 +7,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 
-from lilt import demo
+from lilt import demo, distributed
 from lilt.config import ModelConfig, TrainConfig
-from lilt.data import Collate, PairDataset, Sample, read_manifest, read_references, select, train_transform
-from lilt.model import Scale, TwoTower, build_projection
+from lilt.data import (
+    Collate,
+    PairDataset,
+    Pairs,
+    Sample,
+    ShardDataset,
+    ShardSet,
+    index_of,
+    is_shards,
+    is_table,
+    read_manifest,
+    read_references,
+    read_table,
+    select,
+    shard_paths,
+    train_transform,
+)
+from lilt.losses import build_loss
+from lilt.model import Scale, Teacher, TwoTower, build_heads, build_teacher
 from lilt.policies import apply, parse_policy, plan
 from lilt.policies.peft import written_out
 from lilt.towers import ImageContract, Tokenizer, build_tower, expand
@@ -50,15 +69,18 @@ def build_model(
     with fixed_seed(config.seed):
         for joint, tower in zip(plans, (image, language), strict=True):
             apply(joint, tower)
-        projection = build_projection(config.projection, image.dim, language.dim)
-    return TwoTower(image, language, projection, Scale(config.scale, config.scale_min, config.scale_max))
+        shared, projection = build_heads(config.shared, config.projection, image, language)
+    loss = build_loss(config.loss)
+    start = config.scale or loss.scale_start or 1.0
+    scale = Scale(start, config.scale_min, config.scale_max, learned=loss.needs_scale)
+    return TwoTower(image, language, projection, scale, shared, loss.bias_start)
 
 
 @dataclass(frozen=True)
 class Splits:
     """The samples of each part (validation and test may be empty), and numbers to read the test result against."""
 
-    train: list[Sample]
+    train: list[Sample] | ShardSet
     val: list[Sample]
     test: list[Sample]
     references: dict[str, float]
@@ -70,42 +92,94 @@ def manifest_path(data: str) -> Path:
 
 
 def read_split(data: str, split: str, image_root: str | None = None) -> list[Sample]:
-    """Read one split of a manifest or a named set."""
-    return select(read_manifest(manifest_path(data), _root(image_root)), split, data)
+    """Read one split of a manifest, a named set or a Hugging Face dataset."""
+    return select(_read(data, image_root), split, data)
+
+
+def _read(data: str, image_root: str | None) -> list[Sample]:
+    root = expand(image_root) if image_root else None
+    if is_table(data):
+        return read_table(expand(data), root)
+    if _names_shards(data):
+        raise ValueError(
+            f"{data} is a set of shards, which is one split to train on; expected a manifest or a Hugging Face dataset "
+            "to evaluate on: give it with --val_data (lilt evaluate: --data), or train with --val_split none "
+            "--test_split none"
+        )
+    return read_manifest(manifest_path(data), root)
+
+
+def _names_shards(data: str) -> bool:
+    return data not in DATA and is_shards(expand(data))
 
 
 def build_splits(config: TrainConfig) -> Splits:
     """Read the three splits of a training run; `none` is empty."""
-    path = manifest_path(config.data)
-    samples = read_manifest(path, _root(config.image_root))
-    train, val, test = (
-        [] if split == "none" else select(samples, split, config.data)
-        for split in (config.train_split, config.val_split, config.test_split)
-    )
-    if not train:
+    if config.train_split == "none":
         raise ValueError("train_split=none leaves nothing to train on; name a split of the manifest")
-    if config.max_images is not None and config.max_images < len(train):
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))
-        train = [train[i] for i in sorted(order[: config.max_images].tolist())]
-    return Splits(train, val, test, read_references(path, config.test_split))
+    held_out = config.val_data or config.data
+    wanted = (config.val_split, config.test_split)
+    train: list[Sample] | ShardSet
+    samples: list[Sample] | None = None
+    if _names_shards(config.data):
+        if wanted != ("none", "none") and _names_shards(held_out):
+            _read(held_out, None)  # says what is missing, before shards are read
+        train = _read_shards(config)
+    else:
+        samples = _read(config.data, config.image_root)
+        train = _first(select(samples, config.train_split, config.data), config)
+    if wanted == ("none", "none"):
+        return Splits(train, [], [], {})
+    if samples is None or held_out != config.data:
+        samples = _read(held_out, config.image_root)
+    val, test = ([] if split == "none" else select(samples, split, held_out) for split in wanted)
+    known = {} if is_table(held_out) else read_references(manifest_path(held_out), config.test_split)
+    return Splits(train, val, test, known)
 
 
-def _root(image_root: str | None) -> str | None:
-    return expand(image_root) if image_root else None
+def _first(samples: list[Sample], config: TrainConfig) -> list[Sample]:
+    """Return the first max_images of a seeded shuffle, in their old order."""
+    if config.max_images is None or config.max_images >= len(samples):
+        return samples
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(config.seed))
+    return [samples[i] for i in sorted(order[: config.max_images].tolist())]
 
 
-def build_pairs(config: TrainConfig, model: TwoTower, samples: list[Sample]) -> tuple[PairDataset, Collate]:
+def _read_shards(config: TrainConfig) -> ShardSet:
+    for name, plain in (("train_split", "train"), ("max_images", None)):
+        if (given := getattr(config, name)) != plain:
+            raise ValueError(
+                f"{name}={given} cannot be had of shards, which are one split and read as they lie; expected whole "
+                f"shards; leave {name} out and name fewer files in --data"
+            )
+    files = shard_paths(expand(config.data))
+    # each rank indexes its share, and finds that of the others in the cache
+    share = files[distributed.rank() :: distributed.world_size()]
+    bar = {"console": Console(stderr=True), "transient": True, "disable": not distributed.is_main()}
+    for file in track(share, "indexing shards", **bar):  # type: ignore[arg-type]
+        index_of(file)
+    distributed.barrier()
+    return ShardSet(files)
+
+
+def build_pairs(config: TrainConfig, model: TwoTower, samples: list[Sample] | ShardSet) -> tuple[Pairs, Collate]:
     """Return the training pairs as both towers want them, and what makes batches of them."""
     image, language = _contracts(model)
-    dataset = PairDataset(
-        samples,
-        language,
-        train_transform(image, config.augment),
-        max_tokens=config.train_tokens,
-        captions=config.captions,
-        seed=config.seed,
-    )
-    return dataset, Collate(language, tuple(model.vision.example().shape[1:]))  # type: ignore[union-attr]
+    transform = train_transform(image, config.augment)
+    options: dict[str, Any] = {"captions": config.captions, "seed": config.seed}
+    if isinstance(samples, ShardSet):
+        dataset: Pairs = ShardDataset(samples, transform, **options)
+    else:
+        dataset = PairDataset(samples, language, transform, max_tokens=config.train_tokens, **options)
+    shape = tuple(model.vision.example().shape[1:])  # type: ignore[union-attr]
+    return dataset, Collate(language, shape, config.train_tokens)
+
+
+def build_teacher_of(config: TrainConfig, model: TwoTower, needs: str) -> Teacher | None:
+    """Return the teacher of a run, None where it has none; needs: features or logits."""
+    if config.teacher is None:
+        return None
+    return build_teacher(config.teacher, needs, _contracts(model)[0])
 
 
 def _contracts(model: TwoTower) -> tuple[ImageContract, Tokenizer]:

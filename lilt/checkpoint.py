@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lilt.config import ModelConfig
 from lilt.model import TwoTower
@@ -23,6 +23,14 @@ from lilt.towers import ImageContract, Tower
 ADAPTER, CONTRACT, CARD = "adapter.safetensors", "lilt.json", "README.md"
 FORMAT = 1
 _LIBRARIES = ("lilt", "torch", "transformers", "timm", "open_clip_torch", "peft", "safetensors")
+
+
+class Trains(Protocol):
+    """Whatever has parameters that are trained."""
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return them by name."""
+        ...
 
 
 def save(model: TwoTower, config: ModelConfig, folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
@@ -105,7 +113,7 @@ def restore(model: TwoTower, folder: str | Path) -> dict[str, Any]:
     return contract
 
 
-def load_trained(model: TwoTower, tensors: Mapping[str, Tensor], source: str) -> None:
+def load_trained(model: Trains, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy tensors into exactly the trained parameters of a model."""
     trained = model.trained()
     for problem, names in (("misses", set(trained) - set(tensors)), ("has surplus", set(tensors) - set(trained))):

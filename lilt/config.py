@@ -24,13 +24,18 @@ class ModelConfig:
     text_roles: dict[str, str] | None = None
     """what is what in the text tower, where the guess by type is wrong; also ?roles=FILE.json in the spec"""
     projection: str = "linear(dim=256)"
-    """the map of both towers into the joint space; linear(dim=256,tied=true) shares it"""
+    """head of both towers into the joint space: linear(dim=256,tied=true), mlp, glu(expansion=8), tokens, none"""
+    shared: str = "none"
+    """encoder of both modalities behind the towers, trained in full: none, mlp, transformer(n=1,pool=cls,points=2)"""
     image_px: int | None = None
     """image side in pixels, where it differs from the vision tower's own"""
     eval_tokens: int | None = None
     """caption length in evaluation and search, in tokens; default: the text tower's context"""
-    scale: float = 1 / 0.07
-    """the factor on cosines at the start"""
+    loss: str = "softmax"
+    """what compares the pairs of a batch: softmax(smoothing=0.1), sigmoid, hinge(margin=0.2,hardest=true); chunk=4096
+    computes it in pieces of that size, in memory that grows with the batch and not with its square"""
+    scale: float | None = None
+    """the factor on cosines at the start; default: the loss's own, 1/0.07 for softmax, 10 for sigmoid"""
     scale_min: float = 1.0
     """lowest scale"""
     scale_max: float = 100.0
@@ -44,7 +49,10 @@ class TrainConfig(ModelConfig):
     """Everything that `lilt train` can be told."""
 
     data: str = "demo"
-    """manifest (.jsonl, .csv, .tsv, Karpathy or LilT .json), or demo"""
+    """manifest (.jsonl, .csv, .tsv, Karpathy or LilT .json), WebDataset tars (shards/{00000..01234}.tar, or their
+    folder), a Hugging Face dataset (hf:NAME_OR_FOLDER?captions=COLUMN), or demo"""
+    val_data: str | None = None
+    """manifest or Hugging Face dataset of the validation and test splits; default: data"""
     image_root: str | None = None
     """folder that image paths are relative to; default: the manifest's"""
     output: str | None = None
@@ -57,6 +65,10 @@ class TrainConfig(ModelConfig):
     """split reported before and after; none reports none"""
     max_images: int | None = None
     """train on the first images of a seeded shuffle"""
+    shuffle_buffer: int = 65_536
+    """pairs of neighbouring shards that are shuffled among one another; a manifest is shuffled as a whole"""
+    resample: bool = False
+    """draw shards (of a manifest: images) with replacement, instead of each once an epoch"""
     captions: str = "one"
     """one: a random caption of each image per epoch; all: each caption is a sample"""
     augment: str = "crop(0.9,1)"
@@ -73,6 +85,16 @@ class TrainConfig(ModelConfig):
     """pairs per step over all processes together"""
     micro_batch: int | None = None
     """pairs per process whose activations are in memory at once, with the gradient of the whole batch; default: all"""
+    teacher: str | None = None
+    """image model to distil from, as a vision tower's spec; it sees the same views in its own normalisation"""
+    distill: str = "contrastive"
+    """what is learnt from the teacher: contrastive(bank=65536), mse, cosine, kl (of its classes) or relational"""
+    distill_weight: float = 1.0
+    """weight of the distillation beside the contrastive loss"""
+    distill_image: float = 0.5
+    """share of the image side in the distillation"""
+    distill_text: float = 0.5
+    """share of the text side, which learns from the teacher of its image"""
     lr: float | None = None
     """peak learning rate of the towers' trained tensors; default: each policy's own"""
     head_lr: float = 3e-3

@@ -129,7 +129,9 @@ class DualEncoder(nn.Module):
         image = parse_policy(config.vision_policy or config.policy, "vision")
         language = parse_policy(config.text_policy or config.policy, "text")
         vision, text = merge.merged(self.core.vision, image), merge.merged(self.core.text, language)
-        core = TwoTower(vision, text, copy.deepcopy(self.core.projection), copy.deepcopy(self.core.scale))
+        projection, scale, shared = map(copy.deepcopy, (self.core.projection, self.core.scale, self.core.shared))
+        bias = None if self.core.bias is None else self.core.bias.item()
+        core = TwoTower(vision, text, projection, scale, shared, bias)
         plain = {"vision": vision.spec, "text": text.spec, "policy": "frozen"}
         config = replace(config, **plain, vision_policy=None, text_policy=None)  # type: ignore[arg-type]
         return Merged(vision.body, text.body, DualEncoder(core.eval(), config))
@@ -138,7 +140,7 @@ class DualEncoder(nn.Module):
     def disabled(self, **base: Any) -> Iterator[None]:
         """Give the outputs of the base towers for a while: `with model.disabled(): …`; to look, not to train or save.
 
-        The projection stays as trained, since the base has none. Where a policy changed weights, the base is built
+        The heads stay as trained, since the base has none. Where a policy changed weights, the base is built
         anew from its spec; for towers that were passed as modules, pass them as they were: vision, text, preprocess,
         tokenizer as `lilt.load` takes them.
         """

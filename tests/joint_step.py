@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,19 +12,34 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lilt import distributed
-from lilt.build import build_model, build_pairs
+from lilt.build import build_model, build_pairs, build_teacher_of
 from lilt.config import TrainConfig
 from lilt.data import Batch, Sample, read_manifest, select
 from lilt.evaluate import embed_split
+from lilt.losses import SAME, build_loss
 from lilt.model import TwoTower
-from lilt.train.step import SAME, Learner, Objective, backward
+from lilt.train.distill import Distiller
+from lilt.train.objectives import parse_objective
+from lilt.train.step import Learner, Objective, backward
 
 CAPTIONS = ("a red picture", "blue paint", "the boat", "all of it", "a photo", "white paper", "blue paint", "paint")
 
 
-def build(vision: str, text: str, same: str) -> tuple[TwoTower, TrainConfig]:
+# what is compared: each way with equal pairs, each loss, each kind of teacher
+CASES: dict[str, dict[str, Any]] = {
+    **{same: {"same": same} for same in SAME},
+    **{loss: {"loss": loss} for loss in ("softmax(smoothing=0.1,chunk=3)", "sigmoid", "hinge(hardest=true)")},
+    "two points": {"shared": "transformer(points=2,heads=2)"},
+    **{
+        distill: {"teacher": "timm:test_vit?pretrained=false&image_px=32", "distill": distill}
+        for distill in ("contrastive(learn=true,bank=8)", "mse", "kl", "relational")
+    },
+}
+
+
+def build(vision: str, text: str, case: str) -> tuple[TwoTower, TrainConfig]:
     config = TrainConfig(
-        vision=vision, text=text, policy="full", projection="linear(dim=16)", same=same, augment="none"
+        vision=vision, text=text, policy="full", projection="linear(dim=16)", augment="none", **CASES[case]
     )
     return build_model(config).eval(), config  # without dropout, whose stream belongs to a rank
 
@@ -41,16 +57,26 @@ def batch(model: TwoTower, config: TrainConfig, folder: Path, rows: slice) -> Ba
 
 
 def gradients(
-    vision: str, text: str, folder: Path, same: str, accelerator: Accelerator, micro_batch: int | None = None
+    vision: str, text: str, folder: Path, case: str, accelerator: Accelerator, micro_batch: int | None = None
 ) -> dict[str, Tensor]:
-    """Do one step as the Trainer does and return the loss and every gradient."""
-    core, config = build(vision, text, same)
-    model = accelerator.prepare(Learner(core))
+    """Do a step as the Trainer does, the third one where a bank has to fill first; return loss and gradients."""
+    core, config = build(vision, text, case)
+    goal = parse_objective(config.distill)
+    teacher = build_teacher_of(config, core, goal.needs)
+    torch.manual_seed(0)
+    distiller = None if teacher is None else Distiller(goal, 16, teacher.dim, batch_size=8)
+    learner = Learner(core, distiller)
+    model = accelerator.prepare(learner)
     share = 8 // accelerator.num_processes
-    rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    loss, parts, _ = backward(model, Objective(same), batch(core, config, folder, rows), accelerator, micro_batch)
-    found = {name: p.grad for name, p in core.trained().items() if p.grad is not None}
-    assert len(found) == len(core.trained())
+    ours = batch(
+        core, config, folder, slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    )
+    objective = Objective(build_loss(config.loss), config.same, distiller)
+    for _ in range(3 if "bank" in case else 1):
+        model.zero_grad()
+        loss, parts, _ = backward(model, objective, ours, accelerator, micro_batch, teacher)
+    found = {name: p.grad for name, p in learner.trained().items() if p.grad is not None}
+    assert found.keys() == learner.trained().keys()
     means = {name: distributed.mean(value.detach()) for name, value in ({"loss": loss} | parts).items()}
     return found | {f"mean {name}": value for name, value in means.items()}
 
@@ -68,9 +94,9 @@ def evaluation(vision: str, text: str, folder: Path) -> dict[str, Tensor]:
 def main(vision: str, text: str, pictures: str, output: str) -> None:
     accelerator = Accelerator()
     folder, target = Path(pictures), Path(output)
-    made = {same: gradients(vision, text, folder, same, accelerator) for same in SAME}
+    made = {case: gradients(vision, text, folder, case, accelerator) for case in CASES}
     # three rows at a time: 3, 3 and 2 in one process, 3 and 1 in each of two
-    made |= {f"{same}.micro": gradients(vision, text, folder, same, accelerator, 3) for same in SAME}
+    made |= {f"{case}.micro": gradients(vision, text, folder, case, accelerator, 3) for case in CASES}
     made["evaluation"] = evaluation(vision, text, folder)
     for name, tensors in made.items():
         plain = {key: t.detach().contiguous() for key, t in tensors.items()}

@@ -1,22 +1,20 @@
-"""Pairs of image and caption, drawn by keys (epoch, index) alone: nothing depends on workers, ranks or restarts."""
+"""Pairs of image and caption, drawn by keys (draw, unit) alone: nothing depends on workers, ranks or restarts."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
+from lilt.data.images import Fault, read_image
 from lilt.data.manifest import Sample
+from lilt.data.order import Key, Order, draw_seed
 from lilt.data.transforms import Transform
 from lilt.towers.base import Tokenizer
-
-Key = tuple[int, int]  # epoch, index
 
 
 class TokenTable:
@@ -36,20 +34,49 @@ class TokenTable:
 
 @dataclass(frozen=True)
 class Pair:
-    """One image tensor (3, H, W), or None and why; one encoded caption; which image and which text these are."""
+    """One image tensor (3, H, W), or None and why; one caption, encoded or as text; which image and text it is."""
 
     image: Tensor | None
-    tokens: dict[str, list[int]]
+    tokens: dict[str, list[int]] | str
     image_id: int
     text_id: int
-    fault: tuple[str, str] | None = None
+    fault: Fault | None = None
 
 
-class PairDataset(Dataset[Pair]):
+class Pairs(Dataset[Pair], ABC):
     """Draws the pair of a key: the image, augmented by the key's own seed, and one of its captions.
 
-    captions="one" has one index an image and picks a caption each epoch; "all" has one index a caption.
+    A unit is what an epoch shows once: an image with a caption picked anew each time (captions="one"), or a caption
+    ("all"). paths[image_id] is what an image is called, groups (G,) the units of each shard, faults what could not be
+    read before any unit, cut how many captions are known to be longer than the context.
     """
+
+    def __init__(self, paths: Sequence[str], groups: Tensor, transform: Transform, seed: int):
+        self.paths, self.groups, self.transform, self.seed = paths, groups, transform, seed
+        self.faults: list[Fault] = []
+        self.cut = 0
+
+    def __len__(self) -> int:
+        return int(self.groups.sum())
+
+    def order(self, seed: int, window: int | None = None, resample: bool = False) -> Order:
+        """Return the order of training; window counts where units lie in shards."""
+        return Order(self.groups, seed=seed, resample=resample)
+
+    def __getitem__(self, key: Key) -> Pair:
+        draw, unit = key
+        with torch.random.fork_rng(devices=[]):
+            # the CPU generator alone: torch.manual_seed would also restart the dropout of an accelerator
+            torch.default_generator.manual_seed(draw_seed(self.seed, draw, unit))
+            return self.draw(unit)
+
+    @abstractmethod
+    def draw(self, unit: int) -> Pair:
+        """Return the pair of a unit; whatever is random comes from torch's CPU generator, the caption first."""
+
+
+class PairDataset(Pairs):
+    """The pairs of a manifest; all captions are encoded once, before training."""
 
     def __init__(
         self,
@@ -61,91 +88,32 @@ class PairDataset(Dataset[Pair]):
         captions: str = "one",
         seed: int = 0,
     ):
-        if captions not in ("one", "all"):
-            raise ValueError(
-                f"captions={captions!r}; expected 'one' (a random one per image and epoch) or 'all'; choose one"
-            )
+        check_captions(captions)
         texts = sorted({c for s in samples for c in s.captions})
         number = {text: i for i, text in enumerate(texts)}
-        self.paths = [str(s.image) for s in samples]
         self.texts = [[number[c] for c in s.captions] for s in samples]
         self.table = TokenTable(texts, tokenizer, max_tokens)
-        self.transform = transform
-        self.seed = seed
         self.every = (
             [(i, c) for i, ids in enumerate(self.texts) for c in range(len(ids))] if captions == "all" else None
         )
+        units = len(samples) if self.every is None else len(self.every)
+        super().__init__([str(s.image) for s in samples], torch.tensor([units]), transform, seed)
+        self.cut = self.table.cut
 
-    def __len__(self) -> int:
-        return len(self.every) if self.every is not None else len(self.paths)
-
-    def __getitem__(self, key: Key) -> Pair:
-        epoch, index = key
-        with torch.random.fork_rng(devices=[]):
-            # the CPU generator alone: torch.manual_seed would also restart the dropout of an accelerator
-            torch.default_generator.manual_seed(draw_seed(self.seed, epoch, index))
-            if self.every is not None:
-                image_id, caption = self.every[index]
-            else:
-                image_id, caption = index, int(torch.randint(len(self.texts[index]), ()))
-            text_id = self.texts[image_id][caption]
-            image, fault = read_image(self.paths[image_id], self.transform)
+    def draw(self, unit: int) -> Pair:
+        """Return the pair of a unit."""
+        if self.every is not None:
+            image_id, caption = self.every[unit]
+        else:
+            image_id, caption = unit, int(torch.randint(len(self.texts[unit]), ()))
+        text_id = self.texts[image_id][caption]
+        image, fault = read_image(self.paths[image_id], self.transform)
         return Pair(image, self.table[text_id], image_id, text_id, fault)
 
 
-def draw_seed(seed: int, epoch: int, index: int) -> int:
-    """Mix three numbers into one seed (a 63-bit linear congruence; neighbours must not share a stream)."""
-    mixed = seed
-    for part in (epoch, index):
-        mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
-    return mixed
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Open, decode and turn upright as RGB."""
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def read_image(path: str, transform: Transform) -> tuple[Tensor | None, tuple[str, str] | None]:
-    """Return the transformed image, or None and (path, reason) when it cannot be read."""
-    try:
-        picture = open_image(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return None, (path, f"{type(error).__name__}: {error}")
-    return transform(picture), None
-
-
-def ignore_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach every process of a group, to the main process; for data workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class Batches(Sampler[list[Key]]):
-    """Yields this rank's rows of each global batch, epoch after epoch, without an end; starts at any step.
-
-    A global batch is the same set of pairs in the same order whatever the number of ranks. The last incomplete batch of
-    an epoch is dropped; a set smaller than one batch is one batch.
-    """
-
-    def __init__(self, count: int, batch_size: int, *, rank: int = 0, world: int = 1, seed: int = 0, start: int = 0):
-        batch = min(batch_size, count)
-        batch -= batch % world
-        if batch == 0:
-            raise ValueError(
-                f"batch_size={batch_size} on {count} pairs leaves no pair for each of {world} processes; use fewer "
-                "processes, a larger batch or more data"
-            )
-        self.count, self.batch, self.rank, self.world, self.seed, self.start = count, batch, rank, world, seed, start
-        self.steps_per_epoch = count // batch
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        step, ours = self.start, self.batch // self.world
-        while True:
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if step == self.start or place == 0:
-                order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
-            first = place * self.batch + self.rank * ours
-            yield [(epoch, index) for index in order[first : first + ours]]
-            step += 1
+def check_captions(captions: str) -> None:
+    """Raise ValueError for a way with captions that nobody knows."""
+    if captions not in ("one", "all"):
+        raise ValueError(
+            f"captions={captions!r}; expected 'one' (a random one per image and epoch) or 'all'; choose one"
+        )

@@ -18,9 +18,9 @@ CAPTION_KEYS = ("captions", "caption", "title", "text", "sentences")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its captions."""
+    """One image, a file or `hf:…#row`, and its captions."""
 
-    image: Path
+    image: Path | str
     captions: tuple[str, ...]
     split: str
 
@@ -32,23 +32,28 @@ def read_manifest(path: str | Path, image_root: str | Path | None = None) -> lis
     Raises ValueError naming file and line for what cannot be used.
     """
     file = Path(path)
-    if not file.is_file():
-        raise ValueError(
-            f"manifest {str(path)!r} does not exist; expected a .jsonl, .csv, .tsv or .json file; check --data"
-        )
     root = Path(image_root) if image_root is not None else file.parent
-    readers = {".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".json": _json}
-    if file.suffix not in readers:
-        raise ValueError(
-            f"manifest {file}: unknown ending {file.suffix!r}; expected {', '.join(readers)}; rename or convert"
-        )
     joined: dict[tuple[str, str], list[str]] = {}
-    for where, record in readers[file.suffix](file):
+    for where, record in read_records(file):
         image, captions, split = _fields(where, record)
         joined.setdefault((image, split), []).extend(captions)
     if not joined:
         raise ValueError(f"manifest {file} is empty; expected one image a line; give a file with samples")
     return [Sample(root / image, tuple(captions), split) for (image, split), captions in joined.items()]
+
+
+def read_records(file: Path) -> Iterator[tuple[str, Any]]:
+    """Return the records of a manifest as they are written, each with its place for errors."""
+    if not file.is_file():
+        raise ValueError(
+            f"manifest {str(file)!r} does not exist; expected a .jsonl, .csv, .tsv or .json file; check --data"
+        )
+    readers = {".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".json": _json}
+    if file.suffix not in readers:
+        raise ValueError(
+            f"manifest {file}: unknown ending {file.suffix!r}; expected {', '.join(readers)}; rename or convert"
+        )
+    return readers[file.suffix](file)
 
 
 def select(samples: list[Sample], split: str, source: str = "manifest") -> list[Sample]:
@@ -131,7 +136,11 @@ def _fields(where: str, record: Any) -> tuple[str, list[str], str]:
     key = next((k for k in CAPTION_KEYS if k in record), None)
     if key is None:
         raise ValueError(f'{where}: no captions; expected a list under "captions"; add one or remove the line')
-    given = record[key]
+    return image, captions_of(where, key, record[key]), str(record.get("split") or "train")
+
+
+def captions_of(where: str, key: str, given: Any) -> list[str]:
+    """Return the captions under a key: a text, a list of texts, or a list of {raw: text}."""
     captions = [given] if isinstance(given, str) else given
     if isinstance(captions, list):
         captions = [c.get("raw") if isinstance(c, dict) else c for c in captions]
@@ -139,4 +148,4 @@ def _fields(where: str, record: Any) -> tuple[str, list[str], str]:
         raise ValueError(f'{where}: "{key}" must be a text or a list of texts; mend the line')
     if not captions or not all(c.strip() for c in captions):
         raise ValueError(f'{where}: "{key}" is empty; give at least one caption or remove the line')
-    return image, captions, str(record.get("split") or "train")
+    return captions

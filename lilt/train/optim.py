@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
+from torch.nn import Parameter
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from lilt.model import TwoTower
 
 
-def parameter_groups(model: TwoTower, lr: float | None, head_lr: float, weight_decay: float) -> list[dict]:
+def parameter_groups(
+    model: TwoTower, lr: float | None, head_lr: float, weight_decay: float, beside: Iterable[Parameter] = ()
+) -> list[dict]:
     """Group the trained parameters by learning rate and decay.
 
-    Tower tensors take lr, or their policy's own where lr is None; projection and scale take head_lr. Tensors of one
-    dimension or none (norms, biases, the scale) are not decayed.
+    Tower tensors take lr, or their policy's own where lr is None; projection and scale take head_lr, and so do those
+    beside the model. Tensors of one dimension or none (norms, biases, the scale) are not decayed.
     """
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[Parameter]] = {}
+    for parameter in beside:
+        groups.setdefault((head_lr, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     for name, parameter in model.trained().items():
         side, _, path = name.partition(".body.")
         own = getattr(model, side).fates[path].lr if path else head_lr
@@ -26,10 +32,17 @@ def parameter_groups(model: TwoTower, lr: float | None, head_lr: float, weight_d
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in sorted(groups.items())]
 
 
-def make_optimizer(model: TwoTower, lr: float | None, head_lr: float, weight_decay: float, beta2: float) -> AdamW:
+def make_optimizer(
+    model: TwoTower,
+    lr: float | None,
+    head_lr: float,
+    weight_decay: float,
+    beta2: float,
+    beside: Iterable[Parameter] = (),
+) -> AdamW:
     """Return AdamW over the trained parameters, fused where the device has it."""
     fused = next(model.parameters()).device.type in ("cuda", "cpu")
-    return AdamW(parameter_groups(model, lr, head_lr, weight_decay), betas=(0.9, beta2), fused=fused)
+    return AdamW(parameter_groups(model, lr, head_lr, weight_decay, beside), betas=(0.9, beta2), fused=fused)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int, floor: float) -> LambdaLR:

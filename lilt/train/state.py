@@ -13,24 +13,24 @@ from safetensors.torch import load_file, save_file
 
 from lilt import distributed
 from lilt.checkpoint import load_trained
-from lilt.model import TwoTower
+from lilt.train.step import Learner
 
 STATE, SUMS = "state", "sums.json"
 _TRAINED = "trained.safetensors"
 
 
-def keep_frozen_weights_out(accelerator: Accelerator, core: TwoTower) -> None:
+def keep_frozen_weights_out(accelerator: Accelerator, learner: Learner) -> None:
     """Hook into the accelerator's saving: only trained tensors are written, and only they are read."""
 
     def save(models: list[Any], weights: list[dict], folder: str) -> None:
         weights.clear()
         if accelerator.is_main_process:
-            tensors = {name: p.detach().cpu().contiguous() for name, p in core.trained().items()}
+            tensors = {name: p.detach().cpu().contiguous() for name, p in learner.trained().items()}
             save_file(tensors, Path(folder) / _TRAINED)
 
     def load(models: list[Any], folder: str) -> None:
         models.clear()
-        load_trained(core, load_file(Path(folder) / _TRAINED), folder)
+        load_trained(learner, load_file(Path(folder) / _TRAINED), folder)
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lilt import distributed
 from lilt.data import Batch
-from lilt.losses import softmax_contrastive
-from lilt.model import TwoTower
+from lilt.losses import Loss, Pairs, Softmax
+from lilt.model import Teacher, TwoTower
+from lilt.train.distill import Distiller
 
-SAME = ("positive", "ignored", "negative")
 Outputs = dict[str, Tensor]  # of a forward pass: rows (B, …), and numbers without dimension
 Parts = dict[str, Tensor]
 
@@ -28,41 +28,101 @@ class Step(NamedTuple):
 
 
 class Learner(nn.Module):
-    """What is trained: the model, and beside it what only training needs."""
+    """What is trained: the model, and beside it the distillation head, which only training needs."""
 
-    def __init__(self, core: TwoTower):
+    def __init__(self, core: TwoTower, distiller: Distiller | None = None):
         super().__init__()
         self.core = core
+        self.distiller = distiller
 
     def forward(self, images: Tensor, tokens: dict[str, Tensor]) -> Outputs:
-        image, text, scale = self.core(images, tokens)
-        return {"image": image, "text": text, "scale": scale}
+        made = self.core(images, tokens)
+        out = {"image": made.image, "text": made.text}
+        if self.core.scale.log.requires_grad:  # else the loss has no use for it
+            out["scale"] = made.scale
+        if made.bias is not None:
+            out["bias"] = made.bias
+        if made.hidden is not None:
+            out["image_hidden"], out["text_hidden"] = made.hidden
+        if self.distiller is not None:
+            assert made.features is not None
+            out["image_student"], out["text_student"] = self.distiller(*made.features)
+            if self.distiller.scale is not None:
+                out["student_scale"] = self.distiller.scale()
+        return out
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are trained, by name: those of the model, then those that only training needs."""
+        beside = {} if self.distiller is None else dict(self.distiller.named_parameters(prefix="distiller"))
+        return self.core.trained() | beside
+
+    def clamp_(self) -> None:
+        """Bring all learned factors back into their ranges."""
+        self.core.scale.clamp_()
+        if self.distiller is not None:
+            self.distiller.clamp_()
 
 
 class Objective:
-    """From what a batch became to its loss.
+    """From what a batch became to its loss: contrastive, and beside it the distance from a teacher.
 
     The mean over ranks is the loss of the joint batch, and with the gradients averaged as DDP does, so is its gradient.
-    same says what pairs with one image or one caption in common are.
+    same says what pairs with one image or one caption in common are. A model with a second contrastive point is judged
+    by the mean of the two.
     """
 
-    def __init__(self, same: str = "positive"):
-        self.same = same
+    def __init__(
+        self,
+        loss: Loss | None = None,
+        same: str = "positive",
+        distiller: Distiller | None = None,
+        distill_weight: float = 1.0,
+    ):
+        self.loss = loss or Softmax()
+        self.same, self.distiller, self.distill_weight = same, distiller, distill_weight
 
-    def __call__(self, out: Outputs, batch: Batch) -> tuple[Tensor, Parts]:
+    def __call__(self, out: Outputs, batch: Batch, taught: Tensor | None = None) -> tuple[Tensor, Parts]:
+        """Return the loss of our rows and its parts; taught (B, T) is what the teacher says of them."""
         size = len(batch.image_id)
         rows = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
-        image, text = distributed.gather(out["image"]), distributed.gather(out["text"])
         facts = torch.stack([batch.image_id, batch.text_id, batch.valid.long()], dim=1)
         image_id, text_id, valid = distributed.gather(facts).unbind(1)
-        positives, ignored = pair_up(image_id, text_id, rows, self.same)
-        return softmax_contrastive(
-            image, text, out["scale"], rows=rows, positives=positives, ignored=ignored, valid=valid.bool()
+        valid = valid.bool()
+        told = Pairs(image_id, text_id, valid, self.same)
+        loss, parts = self._compare(out, "image", "text", rows, told)
+        if "image_hidden" in out:
+            second, more = self._compare(out, "image_hidden", "text_hidden", rows, told)
+            loss, parts = (loss + second) / 2, parts | {f"hidden_{name}": value for name, value in more.items()}
+        if self.distiller is None:
+            return loss, parts
+        assert taught is not None
+        image, text = out["image_student"], out["text_student"]
+        if self.distiller.objective.gathers:
+            image, text = distributed.gather(image), distributed.gather(text)
+        teacher = distributed.gather(taught)
+        distance, more = self.distiller.loss(
+            image, text, teacher, rows=rows, image_id=image_id, valid=valid, scale=out.get("student_scale")
         )
+        self._seen = teacher, image_id, valid
+        return loss + self.distill_weight * distance, {"contrastive": loss.detach(), **parts, **more}
+
+    def _compare(self, out: Outputs, image: str, text: str, rows: slice, told: Pairs) -> tuple[Tensor, Parts]:
+        gathered = distributed.gather(out[image]), distributed.gather(out[text])
+        return self.loss(*gathered, out.get("scale"), out.get("bias"), rows=rows, pairs=told)
+
+    def remember(self) -> None:
+        """Let the memory bank have the batch; after its backward pass, which still needs the rows that go."""
+        if self.distiller is not None:
+            self.distiller.remember(*self._seen)
 
 
 def backward(
-    model: nn.Module, objective: Objective, batch: Batch, accelerator: Accelerator, micro_batch: int | None = None
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    accelerator: Accelerator,
+    micro_batch: int | None = None,
+    teacher: Teacher | None = None,
 ) -> Step:
     """Add the gradient of a batch to the trained tensors.
 
@@ -71,19 +131,24 @@ def backward(
     towers, with the same dropout.
     Source: Gao et al. 2021, arXiv 2101.06983.
     """
-    if micro_batch is None or micro_batch >= len(batch.image_id):
+    pieces = [batch] if micro_batch is None or micro_batch >= len(batch.image_id) else batch.split(micro_batch)
+    taught = None
+    if teacher is not None:
+        with torch.no_grad(), accelerator.autocast():
+            taught = torch.cat([teacher(piece.images) for piece in pieces])
+    if len(pieces) == 1:
         out = model(batch.images, batch.tokens)
-        loss, parts = objective(out, batch)
+        loss, parts = objective(out, batch, taught)
         accelerator.backward(loss)
+        objective.remember()
         return Step(loss.detach(), parts, _broken(out))
-    pieces = batch.split(micro_batch)
     states, made = [], []
     with torch.no_grad():
         for piece in pieces:
             states.append(_random_state(accelerator.device))
             made.append(model(piece.images, piece.tokens))
     leaves = {name: _joined([out[name] for out in made]).requires_grad_() for name in made[0]}
-    loss, parts = objective(leaves, batch)
+    loss, parts = objective(leaves, batch, taught)
     gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
     after = _random_state(accelerator.device)
     for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
@@ -92,8 +157,9 @@ def backward(
         # one exchange of gradients a step, behind the last piece
         with nullcontext() if last else accelerator.no_sync(model):
             out = model(piece.images, piece.tokens)
-            accelerator.backward(_carried(out, gradients, number * micro_batch))
+            accelerator.backward(_carried(out, gradients, number * len(pieces[0].image_id)))
     _set_random_state(accelerator.device, after)
+    objective.remember()
     return Step(loss.detach(), parts, _broken(leaves))
 
 
@@ -125,15 +191,3 @@ def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None])
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.get_device_module(device).set_rng_state(state[1])
-
-
-def pair_up(image_id: Tensor, text_id: Tensor, rows: slice, same: str) -> tuple[Tensor, Tensor | None]:
-    """Return which of the pairs (B, G) are positive and which are left out (None: none)."""
-    if same not in SAME:
-        raise ValueError(f"same={same!r}; expected one of {', '.join(SAME)}; choose one")
-    own = torch.arange(len(image_id), device=image_id.device)
-    diagonal = own[rows].unsqueeze(1) == own
-    if same == "negative":
-        return diagonal, None
-    alike = (image_id[rows].unsqueeze(1) == image_id) | (text_id[rows].unsqueeze(1) == text_id)
-    return (alike, None) if same == "positive" else (diagonal, alike & ~diagonal)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader
 
 from lilt import distributed
 from lilt.config import TrainConfig
-from lilt.data import Batch, Batches, Collate, PairDataset, ignore_signals
-from lilt.data.dataset import draw_seed
-from lilt.model import TwoTower
+from lilt.data import Batch, Batches, Collate, Pairs, make_loader
+from lilt.data.order import draw_seed
+from lilt.losses import build_loss
+from lilt.model import Teacher, TwoTower
+from lilt.towers.loading import fixed_seed
+from lilt.train.distill import Distiller
 from lilt.train.guard import Guard
+from lilt.train.kernels import quick_attention
 from lilt.train.liveness import FirstSteps
 from lilt.train.log import BAD_IMAGES, RunLog, peak_memory
 from lilt.train.meter import Meter
+from lilt.train.objectives import parse_objective
 from lilt.train.optim import make_optimizer, make_schedule
+from lilt.train.place import Outcome, Place
 from lilt.train.state import find_state, keep_frozen_weights_out, save_state
 from lilt.train.step import Learner, Objective, Step, backward
 from lilt.train.stop import Stop
@@ -34,40 +35,6 @@ Validate = Callable[[TwoTower], Iterable[tuple[str, float]]]
 Save = Callable[[TwoTower, dict[str, float]], None]
 
 
-@dataclass
-class Place:
-    """Where a run stands; part of the resume state."""
-
-    step: int = 0
-    best: float = -math.inf
-    best_step: int = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what resume needs."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved place."""
-        vars(self).update(state)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended; peak_bytes are of this process, pairs_per_second of the steps alone."""
-
-    place: Place
-    steps: int
-    meter: Meter
-    pairs_per_second: float
-    peak_bytes: int
-    bad_images: int
-
-    @property
-    def finished(self) -> bool:
-        """Say whether the last step was reached."""
-        return self.place.step >= self.steps
-
-
 class Trainer:
     """Trains a model on pairs. validate yields (name, value) on held-out data; save is called for each new best of
     their mean_recall, or at the end where nothing validates."""
@@ -75,7 +42,7 @@ class Trainer:
     def __init__(
         self,
         core: TwoTower,
-        dataset: PairDataset,
+        dataset: Pairs,
         collate: Collate,
         config: TrainConfig,
         accelerator: Accelerator,
@@ -83,24 +50,28 @@ class Trainer:
         *,
         validate: Validate | None,
         save: Save,
+        teacher: Teacher | None = None,
     ):
         self.core, self.dataset, self.config, self.log = core, dataset, config, log
         self.validate, self.save = validate, save
         self.accelerator = accelerator
-        self.batches = Batches(
-            len(dataset), config.batch_size, rank=distributed.rank(), world=distributed.world_size(), seed=config.seed
-        )
+        order = dataset.order(config.seed, config.shuffle_buffer, config.resample)
+        self.batches = Batches(order, config.batch_size, rank=distributed.rank(), world=distributed.world_size())
         self.steps = config.max_steps or math.ceil(config.epochs * self.batches.steps_per_epoch)
         warmup = math.ceil(0.05 * self.steps) if config.warmup_steps is None else config.warmup_steps
-        core.to(accelerator.device)
-        optimizer = make_optimizer(core, config.lr, config.head_lr, config.weight_decay, config.beta2)
+        self.teacher = teacher
+        self.learner = Learner(core, None if teacher is None else self._distiller(teacher)).to(accelerator.device)
+        beside = [] if self.learner.distiller is None else list(self.learner.distiller.parameters())
+        optimizer = make_optimizer(core, config.lr, config.head_lr, config.weight_decay, config.beta2, beside)
         self.schedule = make_schedule(optimizer, self.steps, warmup, config.lr_floor)
         self.place, self.meter = Place(), Meter()
-        self.objective = Objective(config.same)
-        keep_frozen_weights_out(accelerator, core)
-        self.model, self.optimizer = accelerator.prepare(Learner(core), optimizer)
+        self.objective = Objective(build_loss(config.loss), config.same, self.learner.distiller, config.distill_weight)
+        keep_frozen_weights_out(accelerator, self.learner)
+        self.model, self.optimizer = accelerator.prepare(self.learner, optimizer)
         self.guard = Guard(config.max_bad_steps, dataset.paths)
         accelerator.register_for_checkpointing(self.schedule, self.place, self.meter, self.guard)
+        if self.learner.distiller is not None and self.learner.distiller.bank is not None:
+            accelerator.register_for_checkpointing(self.learner.distiller.bank)
         # dropout draws from the global generators: each rank its own stream, the same in every run of one seed
         torch.manual_seed(draw_seed(config.seed, distributed.rank(), 0))
         if config.resume:
@@ -112,17 +83,30 @@ class Trainer:
         self.batches.start = self.place.step
         self.first_steps = FirstSteps(core, self.place.step)
         # the loader is ours: Accelerate's would repeat samples to even out batches, which are false negatives here
-        self.loader: DataLoader[Any] = DataLoader(
+        self.loader = make_loader(
             dataset,
+            config.workers,
             batch_sampler=self.batches,
             collate_fn=collate,
-            num_workers=config.workers,
-            worker_init_fn=ignore_signals,
             pin_memory=accelerator.device.type == "cuda",
             # without its own generator a loader draws its base seed from the one that dropout uses
             generator=torch.Generator().manual_seed(config.seed),
         )
-        self.faults: list[tuple[str, str]] = []
+        self.faults = list(dataset.faults)
+
+    def _distiller(self, teacher: Teacher) -> Distiller:
+        """Return what the model meets its teacher with; its start is drawn from the seed."""
+        config, rows = self.config, self.batches.batch
+        with fixed_seed(config.seed):
+            return Distiller(
+                parse_objective(config.distill),
+                self.core.projection.dim,
+                teacher.dim,
+                batch_size=rows,
+                pairs=self.steps * rows,
+                image_weight=config.distill_image,
+                text_weight=config.distill_text,
+            )
 
     def run(self) -> Outcome:
         """Train until the last step, or until asked to stop; then the state is saved.
@@ -135,7 +119,7 @@ class Trainer:
         batches: Iterator[Batch] = iter(self.loader) if self.place.step < self.steps else iter(())
         before = self._stepping()
         self.model.train()
-        with Stop() as stop, _attention(self.accelerator):
+        with Stop() as stop, quick_attention(self.accelerator):
             while self.place.step < self.steps:
                 with self.meter("data"):
                     batch = next(batches)
@@ -178,7 +162,7 @@ class Trainer:
         return self.batches.batch * done / max(self._stepping() - before, 1e-9)
 
     def _step(self, batch: Batch) -> Step:
-        done = backward(self.model, self.objective, batch, self.accelerator, self.config.micro_batch)
+        done = backward(self.model, self.objective, batch, self.accelerator, self.config.micro_batch, self.teacher)
         self.first_steps.look(self.optimizer)
         norm = self._clip()
         if self.accelerator.scaler is None:
@@ -189,12 +173,12 @@ class Trainer:
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         self.optimizer.zero_grad()
-        self.core.scale.clamp_()
+        self.learner.clamp_()
         return done
 
     def _clip(self) -> Tensor:
         """Return the norm of the gradient, after it was cut down if that is asked for."""
-        trained = list(self.core.trained().values())
+        trained = list(self.learner.trained().values())
         if self.config.clip_norm is not None:
             norm = self.accelerator.clip_grad_norm_(trained, self.config.clip_norm)
         else:
@@ -209,7 +193,7 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Keep broken weights out of what is saved: the loss of a step is from before its update."""
-        for name, parameter in self.core.trained().items():
+        for name, parameter in self.learner.trained().items():
             if not torch.isfinite(parameter).all():
                 raise ValueError(
                     f"{name} is no longer finite at step {self.place.step}. {self._kept()}: start again with a lower "
@@ -259,10 +243,3 @@ class Trainer:
                     self.save(self.core, {"step": float(self.place.step), **values})
         distributed.barrier()
         self.model.train()
-
-
-def _attention(accelerator: Accelerator) -> AbstractContextManager[None]:
-    """Leave the choice of attention kernel to torch, but on CPU in bf16: there the backward pass of its fused kernel
-    takes five times as long as in fp32, and plain matrix products make the whole step 1.7 times as fast."""
-    slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-    return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()

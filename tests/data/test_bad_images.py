@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lilt.build import build_model, build_pairs
 from lilt.config import TrainConfig
-from lilt.data import Batch, Collate, PairDataset, Sample, eval_transform, open_image, read_image
+from lilt.data import Batch, Collate, Pairs, Sample, eval_transform, open_image, read_image
 from lilt.model import TwoTower
 from lilt.towers import ImageContract
 from lilt.train.step import Learner, Objective
@@ -78,7 +78,7 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def parts(settings: dict[str, Any], pictures: Path, tmp_path: Path) -> tuple[TwoTower, PairDataset, Collate]:
+def parts(settings: dict[str, Any], pictures: Path, tmp_path: Path) -> tuple[TwoTower, Pairs, Collate]:
     """Two colours twice and a broken picture that shares its caption with the first."""
     files = [pictures / "red0.png", pictures / "blue0.png", pictures / "red0.png", tmp_path / "broken.png"]
     (tmp_path / "broken.png").write_bytes((pictures / "red0.png").read_bytes()[:70])
@@ -91,13 +91,13 @@ def parts(settings: dict[str, Any], pictures: Path, tmp_path: Path) -> tuple[Two
 
 
 def loss_and_gradients(model: TwoTower, batch: Batch, same: str) -> list[Tensor]:
-    loss, _ = Objective(same)(Learner(model)(batch.images, batch.tokens), batch)
+    loss, _ = Objective(same=same)(Learner(model)(batch.images, batch.tokens), batch)
     return [loss.detach(), *torch.autograd.grad(loss, list(model.trained().values()))]
 
 
 @pytest.mark.parametrize("same", ["positive", "ignored", "negative"])
 def test_a_broken_image_changes_neither_loss_nor_gradient_of_the_others(
-    parts: tuple[TwoTower, PairDataset, Collate], tmp_path: Path, same: str
+    parts: tuple[TwoTower, Pairs, Collate], tmp_path: Path, same: str
 ) -> None:
     model, dataset, collate = parts
     model.eval()
@@ -110,6 +110,6 @@ def test_a_broken_image_changes_neither_loss_nor_gradient_of_the_others(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_of_broken_images_alone_has_no_gradient(parts: tuple[TwoTower, PairDataset, Collate]) -> None:
+def test_a_batch_of_broken_images_alone_has_no_gradient(parts: tuple[TwoTower, Pairs, Collate]) -> None:
     model, dataset, collate = parts
     assert all(not value.any() for value in loss_and_gradients(model, collate([dataset[0, 3]] * 2), "positive"))

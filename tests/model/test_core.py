@@ -27,11 +27,19 @@ def embed(two: TwoTower) -> Embeddings:
 
 
 def test_embeddings_have_unit_length_and_the_scale_is_positive() -> None:
-    image, text, scale = embed(model())
+    image, text, scale, features, hidden, bias = embed(model())
     for rows in (image, text):
         assert rows.shape == (3, 16)
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
     assert scale.item() == pytest.approx(1 / 0.07)
+    assert features is not None and hidden is None and bias is None
+    for rows, long in zip((image, text), features, strict=True):
+        torch.testing.assert_close(rows, long / long.norm(dim=1, keepdim=True))
+
+
+def test_three_values_are_enough_for_embeddings() -> None:
+    rows = torch.eye(2)
+    assert Embeddings(rows, rows, torch.tensor(1.0))[3:] == (None, None, None)
 
 
 def test_embeddings_stay_in_fp32_under_autocast() -> None:
@@ -39,7 +47,8 @@ def test_embeddings_stay_in_fp32_under_autocast() -> None:
     exact = embed(two)
     with torch.autocast("cpu", torch.bfloat16):
         found = embed(two)
-    for rough, fine in zip(found, exact, strict=True):
+    assert found.features is not None and {rows.dtype for rows in found.features} == {torch.float32}
+    for rough, fine in zip(found[:3], exact[:3], strict=True):
         assert rough.dtype == torch.float32
         torch.testing.assert_close(rough, fine, rtol=0.02, atol=0.05)
     torch.testing.assert_close(found.image.norm(dim=1), torch.ones(3), rtol=1e-6, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -53,8 +54,9 @@ def test_logits_are_those_of_the_models_own_classifier(tmp_path: Path) -> None:
 
 
 def test_a_transformers_classifier(tmp_path: Path) -> None:
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    model = ViTForImageClassification(ViTConfig(**shape, image_size=32, patch_size=8, num_labels=5)).eval()
+    shape: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = ViTConfig(**shape, intermediate_size=32, image_size=32, patch_size=8, id2label=dict(enumerate("abcde")))
+    model = ViTForImageClassification(config).eval()
     model.save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     classifier = build_classifier(f"hf:{tmp_path}")

@@ -15,12 +15,13 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 
 from lilt import checkpoint
-from lilt.build import build_model, build_pairs, build_splits
+from lilt.build import build_model, build_pairs, build_splits, build_teacher_of
 from lilt.config import TrainConfig
 from lilt.data import Sample
 from lilt.evaluate import evaluate_retrieval, flat
 from lilt.model import TwoTower
 from lilt.train import Outcome, RunLog, Trainer
+from lilt.train.objectives import parse_objective
 
 Run = Callable[..., "Finished"]
 Wish = Callable[[Trainer], None]
@@ -59,6 +60,7 @@ def run(settings: dict[str, Any], pictures: Path, tmp_path: Path) -> Run:
                 log,
                 validate=(lambda core: flat(evaluate_retrieval(core, splits.val))) if splits.val else None,
                 save=lambda core, values: void(checkpoint.save(core, config, folder, values)),
+                teacher=build_teacher_of(config, model, parse_objective(config.distill).needs),
             )
             wish(trainer)
             return Finished(model, trainer.run(), folder, config)

@@ -12,21 +12,21 @@ from open_clip.loss import ClipLoss
 from torch import Tensor
 
 from lilt.losses import softmax_contrastive
+from tests.losses import batches
 
-G, D = 6, 5
+G = 6
 EVERY = slice(0, G)
 
 
 def unit(seed: int, rows: int = G, requires_grad: bool = False) -> Tensor:
-    made = F.normalize(torch.randn(rows, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=-1)
-    return made.requires_grad_(requires_grad)
+    return batches.unit(seed, rows, requires_grad=requires_grad)
 
 
 def scale() -> Tensor:
     return torch.tensor(7.3, dtype=torch.float64, requires_grad=True)
 
 
-def relations(seed: int) -> dict[str, Tensor]:
+def relations(seed: int) -> dict[str, Any]:
     """Several positives a row, some pairs left out, two rows that are not real."""
     generator = torch.Generator().manual_seed(seed)
     positives = torch.eye(G, dtype=torch.bool) | (torch.rand(G, G, generator=generator) < 0.2)
@@ -35,8 +35,10 @@ def relations(seed: int) -> dict[str, Tensor]:
     return {"positives": positives, "ignored": ignored, "valid": valid}
 
 
-def slow(image: Tensor, text: Tensor, factor: Tensor, rows: slice, positives: Any, ignored: Any, valid: Any) -> float:
-    """The mean over our valid rows and both directions of -1/|P| sum_P log(exp(s_p) / sum over what takes part)."""
+def slow(
+    image: Tensor, text: Tensor, factor: Tensor, rows: slice, positives: Any, ignored: Any, valid: Any, smoothing: float
+) -> float:
+    """The mean over our valid rows and both directions of -sum_j q_j log(exp(s_j) / sum over what takes part)."""
     total = 0.0
     wanted = range(rows.start, rows.stop)
     for ours, theirs in ((image, text), (text, image)):
@@ -47,28 +49,33 @@ def slow(image: Tensor, text: Tensor, factor: Tensor, rows: slice, positives: An
             part = [j for j in range(len(image)) if valid[j] and (positives[i][j] or not ignored[i][j])]
             score = {j: float(factor) * sum(float(x) for x in ours[place] * theirs[j]) for j in part}
             below = sum(math.exp(s) for s in score.values())
-            total += sum(-math.log(math.exp(score[j]) / below) for j in chosen) / len(chosen) / 2
+            cost = {j: -math.log(math.exp(score[j]) / below) for j in part}
+            total += (1 - smoothing) * sum(cost[j] for j in chosen) / len(chosen) / 2
+            total += smoothing * sum(cost.values()) / len(part) / 2
     share = sum(valid) * (rows.stop - rows.start) / len(image)
     return total / float(share)
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("rows", [EVERY, slice(0, 3), slice(3, 6)])
-def test_the_value_is_the_formula(seed: int, rows: slice) -> None:
+def test_the_value_is_the_formula(seed: int, rows: slice, smoothing: float) -> None:
     image, text, factor, facts = unit(seed), unit(seed + 50), scale(), relations(seed)
     ours = {name: facts[name][rows] for name in ("positives", "ignored")} | {"valid": facts["valid"]}
-    loss, _ = softmax_contrastive(image, text, factor, rows=rows, **ours)
-    expected = slow(image, text, factor.detach(), rows, *(ours[k].tolist() for k in ("positives", "ignored", "valid")))
+    loss, _ = softmax_contrastive(image, text, factor, rows=rows, smoothing=smoothing, **ours)
+    positives, ignored, valid = (ours[name].tolist() for name in ("positives", "ignored", "valid"))
+    expected = slow(image, text, factor.detach(), rows, positives, ignored, valid, smoothing)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("rows", [EVERY, slice(2, 5)])
-def test_the_gradient_is_that_of_finite_differences(rows: slice) -> None:
+def test_the_gradient_is_that_of_finite_differences(rows: slice, smoothing: float) -> None:
     facts = relations(1)
 
     def loss(image: Tensor, text: Tensor, factor: Tensor) -> Tensor:
         ours = {"positives": facts["positives"][rows], "ignored": facts["ignored"][rows], "valid": facts["valid"]}
-        return softmax_contrastive(image, text, factor, rows=rows, **ours)[0]
+        return softmax_contrastive(image, text, factor, rows=rows, smoothing=smoothing, **ours)[0]
 
     assert torch.autograd.gradcheck(loss, (unit(3, requires_grad=True), unit(4, requires_grad=True), scale()))
 
@@ -81,6 +88,18 @@ def test_open_clip_agrees_in_value_and_gradient() -> None:
     given = torch.autograd.grad(ours, (image, text, factor))
     for mine, other in zip(given, torch.autograd.grad(theirs, (image, text, factor)), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-14)
+
+
+def test_torch_agrees_on_smoothing() -> None:
+    image, text, factor = unit(5, 8, True), unit(6, 8, True), scale()
+    ours = softmax_contrastive(image, text, factor, rows=slice(0, 8), smoothing=0.1)[0]
+    logits = factor * image @ text.T
+    own = torch.arange(8)
+    theirs = sum((F.cross_entropy(x, own, label_smoothing=0.1) for x in (logits, logits.T)), torch.zeros(())) / 2
+    batches.close(
+        [ours, *torch.autograd.grad(ours, (image, text, factor))],
+        [theirs, *torch.autograd.grad(theirs, (image, text, factor))],
+    )
 
 
 @pytest.mark.parametrize("world", [2, 3])
