@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from rich.console import Console
 
 from lilt import checkpoint, distributed
-from lilt.build import build_model, build_pairs, build_splits, read_split, settled
+from lilt.build import build_model, build_pairs, build_splits, build_teacher_of, read_split, settled
 from lilt.config import TrainConfig
 from lilt.data import Sample
-from lilt.dual import load
-from lilt.evaluate import evaluate_retrieval, flat
+from lilt.evaluate import Finished, Setting, Task, evaluate, evaluate_retrieval, flat
+from lilt.evaluate.folder import data_of, open_run
+from lilt.losses import SAME, build_loss
 from lilt.model import TwoTower
 from lilt.policies import check_alive, fates, summary
 from lilt.train import Outcome, RunLog, Trainer, read_metrics
+from lilt.train.bill import Bill, check_price, write_bill
 from lilt.train.folder import CONFIG, check_folder, new_folder, open_folder
-from lilt.train.step import SAME
+from lilt.train.meter import Meter
+from lilt.train.objectives import parse_objective
 
 
 @dataclass(frozen=True)
@@ -37,28 +40,38 @@ class Report:
     outcome: Outcome
     adapter_bytes: int
     folder: Path
+    bill: Bill | None  # of a finished run
 
 
-def align(config: TrainConfig, console: Console) -> Report:
-    """Train as configured and write the run folder; Ctrl-C saves the state and returns an unfinished report."""
-    _check(config)
+def align(config: TrainConfig, console: Console, watch: Callable[[Trainer], None] = lambda trainer: None) -> Report:
+    """Train as configured and write the run folder; Ctrl-C saves the state and returns an unfinished report.
+
+    watch is shown the trainer before its first step.
+    """
+    check(config)
     config = settled(config)
     accelerator = _accelerator(config)
     distributed.use_all_cores()
+    began = Meter()
     config = replace(config, output=config.output or new_folder(config))
     folder = Path(config.output or "")
     check_folder(config, folder)
-    core = build_model(config).to(accelerator.device)
-    if not config.resume:
-        for tower in (core.vision, core.text):
-            check_alive(tower)
-    splits = build_splits(config)
-    dataset, collate = build_pairs(config, core, splits.train)
+    with began("starting"):
+        core = build_model(config).to(accelerator.device)
+        if not config.resume:
+            for tower in (core.vision, core.text):
+                check_alive(tower)
+        splits = build_splits(config)
+        dataset, collate = build_pairs(config, core, splits.train)
+        teacher = build_teacher_of(config, core, parse_objective(config.distill).needs)
+        if teacher is not None:
+            teacher.to(accelerator.device)
     open_folder(config, folder)
     with RunLog(folder, console) as log:
-        _announce(log, config, core, len(dataset), dataset.table.cut)
+        _announce(log, config, core, len(dataset), dataset.cut)
         look = partial(measure, max_tokens=config.eval_tokens, workers=config.workers)
-        before = _before(config, core, splits.test, log, look)
+        with began("evaluation"):
+            before = _before(config, core, splits.test, log, look)
         trainer = Trainer(
             core,
             dataset,
@@ -68,13 +81,18 @@ def align(config: TrainConfig, console: Console) -> Report:
             log,
             validate=(lambda model: flat(look(model, splits.val, log, "validation"))) if splits.val else None,
             save=lambda model, values: _save(model, config, folder, values),
+            teacher=teacher,
         )
+        watch(trainer)
+        trainer.meter.include(began)
         outcome = trainer.run()
-        after = None
+        after = bill = None
         if outcome.finished:
             checkpoint.restore(core, folder)
-            after = look(core, splits.test, log, "test") if splits.test else None
-            _finish(config, core, folder, log, outcome, after)
+            with outcome.meter("evaluation"):
+                after = look(core, splits.test, log, "test") if splits.test else None
+            bill = write_bill(outcome.meter, accelerator.device, config.price)
+            _finish(config, core, folder, log, outcome, after, bill)
     adapter = folder / checkpoint.ADAPTER
     return Report(
         sum(p.numel() for p in core.trained().values()),
@@ -85,11 +103,15 @@ def align(config: TrainConfig, console: Console) -> Report:
         outcome,
         adapter.stat().st_size if adapter.exists() else 0,
         folder,
+        bill,
     )
 
 
-def _check(config: TrainConfig) -> None:
+def check(config: TrainConfig) -> None:
     """Raise for settings that would only be noticed after minutes."""
+    check_price(config.price)
+    build_loss(config.loss)
+    parse_objective(config.distill)
     for name, known in (("precision", ("no", "bf16", "fp16")), ("same", SAME), ("captions", ("one", "all"))):
         if getattr(config, name) not in known:
             raise ValueError(f"{name}={getattr(config, name)!r}; expected one of {', '.join(known)}; choose one")
@@ -130,18 +152,9 @@ def measure(
     batch_size: int = 128,
 ) -> dict[str, Any]:
     """Return the recalls of a model on samples, with a bar of that name."""
-    bar = log.bar(name, len(samples))
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count * distributed.world_size()
-        log.move(bar, done)
-
     options = {"max_tokens": max_tokens, "workers": workers, "batch_size": batch_size}
-    result = evaluate_retrieval(core, samples, advance=advance, **options)
-    log.close(bar)
-    return result
+    with _bar(log, name, len(samples)) as advance:
+        return evaluate_retrieval(core, samples, advance=advance, **options)
 
 
 def _before(
@@ -164,7 +177,13 @@ def _save(core: TwoTower, config: TrainConfig, folder: Path, values: dict[str, f
 
 
 def _finish(
-    config: TrainConfig, core: TwoTower, folder: Path, log: RunLog, outcome: Outcome, after: dict[str, Any] | None
+    config: TrainConfig,
+    core: TwoTower,
+    folder: Path,
+    log: RunLog,
+    outcome: Outcome,
+    after: dict[str, Any] | None,
+    bill: Bill,
 ) -> None:
     """Write the test recalls into the checkpoint and the log."""
     if distributed.is_main():
@@ -179,7 +198,7 @@ def _finish(
             "best_step": outcome.place.best_step,
             "seconds": round(outcome.meter.total, 2),
             "seconds_by_part": {part: round(spent, 2) for part, spent in outcome.meter.seconds.items()},
-            "joules": outcome.meter.joules,
+            **bill.record(),
             "pairs_per_second": round(outcome.pairs_per_second, 2),
             "peak_bytes": outcome.peak_bytes,
         }
@@ -190,13 +209,35 @@ def evaluate_folder(
     run: str, data: str | None, image_root: str | None, split: str, console: Console, **options: Any
 ) -> dict[str, Any]:
     """Load a checkpoint and return its recalls on a split, by default of the data it was trained on."""
-    trained_with = Path(run) / CONFIG
-    model = load(run)
-    if data is None:
-        if not trained_with.is_file():
-            raise ValueError(f"{run} does not say which data it was trained on; name a manifest with --data")
-        settings = yaml.safe_load(trained_with.read_text(encoding="utf-8"))
-        data, image_root = settings["data"], image_root or settings["image_root"]
+    model = open_run(run)
+    data, image_root = data_of(Path(run) / CONFIG, data, image_root)
+    if not data:
+        raise ValueError(f"{run} does not say which data it was trained on; name a manifest with --data")
     samples = read_split(data, split, image_root)
     with RunLog(Path(run), console) as log:
         return measure(model.core, samples, log, split, max_tokens=model.config.eval_tokens, **options)
+
+
+def evaluate_tasks(run: str, wanted: Mapping[str, Task], setting: Setting, console: Console) -> Iterator[Finished]:
+    """Load a checkpoint and do tasks on it, each given with its spec; an error in one does not end the others."""
+    model = open_run(run)
+    data, root = data_of(Path(run) / CONFIG, setting.data, setting.image_root)
+    with RunLog(Path(run), console) as log:
+        yield from evaluate(model, wanted, replace(setting, data=data, image_root=root, bar=partial(_bar, log)))
+
+
+@contextmanager
+def _bar(log: RunLog, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar while something is done; it moves as if all ranks were as far as this one."""
+    bar = log.bar(name, total)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count * distributed.world_size()
+        log.move(bar, done)
+
+    try:
+        yield advance
+    finally:
+        log.close(bar)

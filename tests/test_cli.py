@@ -95,7 +95,7 @@ def test_the_programs_stdout_is_one_json_object_and_nothing_else(words: Lines, t
         (["--data=nowhere.jsonl"], "manifest 'nowhere.jsonl' does not exist; expected a .jsonl"),
         (["--train_split=tain"], "has no split 'tain'; it has: test, train, val. Did you mean 'train'?"),
         (["--train_split=none"], "leaves nothing to train on"),
-        (["--projection=linaer"], "unknown projection 'linaer'; known: linear. Did you mean 'linear'?"),
+        (["--projection=linaer"], "unknown projection 'linaer'; known: .* Did you mean 'linear'?"),
         (["--augment=flip"], "unknown augmentation 'flip'; known: .* Did you mean '.flip'?"),
         (["--captions=some"], "captions='some'; expected one of one, all"),
         (["--same=maybe"], "same='maybe'; expected one of positive, ignored, negative"),

@@ -1,8 +1,15 @@
-"""Evaluation: what a model finds, counted honestly."""
+"""Evaluation: what a model finds, knows and has kept, counted honestly."""
 
 from __future__ import annotations
 
+from lilt.evaluate import classifier, conserve, drift, knn, moved, probe, retrieve, winoground, zeroshot
 from lilt.evaluate.embed import Embedded, embed_split, evaluate_retrieval, flat
 from lilt.evaluate.retrieval import retrieval
+from lilt.evaluate.subject import Setting, Subject
+from lilt.evaluate.task import Finished, Task, evaluate, parse_task, tasks
 
-__all__ = ["Embedded", "embed_split", "evaluate_retrieval", "flat", "retrieval"]
+__all__ = [
+    "Embedded", "Finished", "Setting", "Subject", "Task", "classifier", "conserve", "drift", "embed_split", "evaluate",
+    "evaluate_retrieval", "flat", "knn", "moved", "parse_task", "probe", "retrieval", "retrieve", "tasks", "winoground",
+    "zeroshot",
+]  # fmt: skip

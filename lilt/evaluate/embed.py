@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from lilt import distributed
-from lilt.data import Sample, TokenTable, eval_transform, ignore_signals, read_image
-from lilt.data.transforms import Transform
+from lilt.data import Sample
 from lilt.evaluate.retrieval import retrieval
+from lilt.evaluate.rows import Advance, at_rest, image_rows, text_rows
 from lilt.model import TwoTower
-from lilt.towers import ImageContract, Tokenizer
-
-Advance = Callable[[int], None]
-
-
-class _Images(Dataset[tuple[int, Tensor | None, tuple[str, str] | None]]):
-    def __init__(self, paths: Sequence[str], transform: Transform, mine: Sequence[int]):
-        self.paths, self.transform, self.mine = paths, transform, mine
-
-    def __len__(self) -> int:
-        return len(self.mine)
-
-    def __getitem__(self, place: int) -> tuple[int, Tensor | None, tuple[str, str] | None]:
-        index = self.mine[place]
-        return index, *read_image(self.paths[index], self.transform)
-
-
-def _stack(items: list[Any]) -> tuple[list[int], Tensor | None, list[tuple[str, str]]]:
-    good = [(i, image) for i, image, _ in items if image is not None]
-    images = torch.stack([image for _, image in good]) if good else None
-    return [i for i, _ in good], images, [fault for _, _, fault in items if fault is not None]
+from lilt.towers import ImageContract
 
 
 @dataclass(frozen=True)
@@ -50,7 +28,6 @@ class Embedded:
     cut: int
 
 
-@torch.no_grad()
 def embed_split(
     model: TwoTower,
     samples: Sequence[Sample],
@@ -61,68 +38,25 @@ def embed_split(
     advance: Advance = lambda count: None,
 ) -> Embedded:
     """Embed a split in eval mode and restore the mode; every rank does its share and all get the whole."""
-    training = model.training
-    model.eval()
-    try:
-        device = next(model.parameters()).device
-        images, faults = _embed_images(model, [str(s.image) for s in samples], device, batch_size, workers, advance)
-        texts = sorted({c for s in samples for c in s.captions})
-        rows, cut = _embed_texts(model, texts, device, batch_size, max_tokens)
-    finally:
-        model.train(training)
-    number = {text: i for i, text in enumerate(texts)}
-    kept = sorted(images)
-    wanted = [(place, number[c]) for place, i in enumerate(kept) for c in samples[i].captions]
-    owner = torch.tensor([place for place, _ in wanted], dtype=torch.long)
-    image = torch.stack([images[i] for i in kept]) if kept else torch.zeros(0, 1)
-    return Embedded(image, rows[[t for _, t in wanted]], owner, len(samples), faults, cut)
-
-
-def _embed_images(
-    model: TwoTower, paths: Sequence[str], device: torch.device, batch_size: int, workers: int, advance: Advance
-) -> tuple[dict[int, Tensor], list[tuple[str, str]]]:
-    contract = model.vision.contract
+    contract, tokenizer = model.vision.contract, model.text.contract
     assert isinstance(contract, ImageContract)
-    mine = range(distributed.rank(), len(paths), distributed.world_size())
-    loader = DataLoader(
-        _Images(paths, eval_transform(contract), mine),
-        batch_size=batch_size,
-        collate_fn=_stack,
-        num_workers=workers,
-        worker_init_fn=ignore_signals,
-    )
-    found: dict[int, Tensor] = {}
-    faults: list[tuple[str, str]] = []
-    for indices, images, bad in loader:
-        faults += bad
-        if images is not None:
-            found |= dict(zip(indices, model.encode_image(images.to(device)).cpu(), strict=True))
-        advance(len(indices) + len(bad))
-    merged: dict[int, Tensor] = {}
-    every: list[tuple[str, str]] = []
-    for part, bad in distributed.gather_objects((found, faults)):
-        merged |= part
-        every += bad
-    return merged, every
-
-
-def _embed_texts(
-    model: TwoTower, texts: Sequence[str], device: torch.device, batch_size: int, max_tokens: int | None
-) -> tuple[Tensor, int]:
-    tokenizer: Tokenizer = model.text.contract  # type: ignore[assignment]
-    table = TokenTable(texts, tokenizer, max_tokens)
-    # captions of one length together waste no padding
-    order = torch.argsort(table.offsets[1:] - table.offsets[:-1], stable=True)[
-        distributed.rank() :: distributed.world_size()
-    ]
-    parts = []
-    for chunk in order.split(batch_size):
-        tokens = tokenizer.pad([table[int(i)] for i in chunk])
-        parts.append(model.encode_text({k: v.to(device) for k, v in tokens.items()}).cpu())
-    rows: dict[int, Tensor] = {}
-    for share in distributed.gather_objects((order, torch.cat(parts) if parts else torch.zeros(0, 1))):
-        rows |= dict(zip(share[0].tolist(), share[1], strict=True))
-    return torch.stack([rows[i] for i in range(len(texts))]), table.cut
+    assert not isinstance(tokenizer, ImageContract)
+    texts = sorted({c for s in samples for c in s.captions})
+    with at_rest(model) as device:
+        images = image_rows(
+            contract,
+            [str(s.image) for s in samples],
+            lambda batch, _: model.encode_image(batch),
+            device,
+            batch_size=batch_size,
+            workers=workers,
+            advance=advance,
+        )
+        rows, cut = text_rows(tokenizer, texts, model.encode_text, device, batch_size=batch_size, max_tokens=max_tokens)
+    number = {text: i for i, text in enumerate(texts)}
+    wanted = [(place, number[c]) for place, i in enumerate(images.which.tolist()) for c in samples[i].captions]
+    owner = torch.tensor([place for place, _ in wanted], dtype=torch.long)
+    return Embedded(images.rows, rows[[t for _, t in wanted]], owner, len(samples), images.faults, cut)
 
 
 def evaluate_retrieval(model: TwoTower, samples: Sequence[Sample], **options: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def text_to_image_ranks(image: Tensor, text: Tensor, owner: Tensor, chunk: int =
     ranks = torch.empty_like(owner)  # made once: small results kept between large chunks would break up the memory
     for start in range(0, len(text), chunk):
         own = owner[start : start + chunk]
-        scores = _scores(text[start : start + chunk], image)
+        scores = cosines(text[start : start + chunk], image)
         right = scores.gather(1, own.unsqueeze(1))
         # the right image itself is among those that do not score lower, which makes the rank start at 1; put this way
         # round, a score that is NaN counts against the model
@@ -53,14 +53,14 @@ def image_to_text_ranks(image: Tensor, text: Tensor, owner: Tensor, chunk: int =
     """Return the rank (N,) of each image's best own caption among all captions of others, best 1."""
     ranks = torch.empty(len(image), dtype=torch.long, device=image.device)
     for start in range(0, len(image), chunk):
-        scores = _scores(image[start : start + chunk], text)
+        scores = cosines(image[start : start + chunk], text)
         mine = owner.unsqueeze(0) == torch.arange(start, start + len(scores), device=owner.device).unsqueeze(1)
         best = scores.masked_fill(~mine, float("-inf")).amax(1, keepdim=True)
         ranks[start : start + chunk] = 1 + (~(scores < best) & ~mine).sum(1)
     return ranks
 
 
-def _scores(ours: Tensor, theirs: Tensor) -> Tensor:
+def cosines(ours: Tensor, theirs: Tensor) -> Tensor:
     """Return cosines in which equal rows tie exactly: summed in float64, where the order of summation is lost."""
     if ours.device.type == "mps":  # has no float64
         ours, theirs = ours.cpu(), theirs.cpu()
