@@ -39,12 +39,14 @@ def test_it_agrees_with_the_run(options: Options, ask: Ask, tmp_path: Path, temp
     assert (told["name"], told["device"], told["processes"], told["price"]) == ("planned run", "cpu", 1, 0.69)
     assert told["dollars"] == pytest.approx(0.69 * told["hours"])
     assert sum(told["shares"].values()) == pytest.approx(1)
-    # most of the time the tower rests, in both; what is left is that of a machine with other work
-    for part in ("steps", "evaluation"):
-        seconds = [row["shares"][part] * row["hours"] for row in (told, found)]
-        assert seconds[0] == pytest.approx(seconds[1], rel=0.4), part
-    assert told["hours"] == pytest.approx(found["hours"], rel=0.4)
-    assert told["pairs_per_second"] == pytest.approx(found["pairs_per_second"], rel=0.4)
+    # the tower rests a known time for each image, in both; beyond that a machine with other work takes what it takes,
+    # so the estimate is held between that and four times as much: a batch of 8 counted wrongly is further off
+    steps = read_metrics(tmp_path / "run")[-1]["step"]
+    rests = {"steps": steps * 8 * REST, "evaluation": (len(validations) * 20 + 2 * 10) * REST}
+    for part, rest in rests.items():
+        estimated, took = (3600 * row["shares"][part] * row["hours"] for row in (told, found))
+        assert rest < took, part
+        assert rest < estimated < 4 * rest, part
     assert told["pairs_per_second"] < 1 / REST
 
 
