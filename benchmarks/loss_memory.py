@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lilt.losses import Loss, Pairs, build_loss
+from lilt.losses import Loss, Relation, build_loss
 
 RESULTS = Path(__file__).parent / "results" / "loss_memory.jsonl"
 
@@ -43,7 +43,7 @@ class Run:
         )
         own = torch.arange(rows, device=device)
         valid = torch.ones(rows, dtype=torch.bool, device=device)
-        self.pairs = Pairs(own.where(own % 8 > 0, own + 1), own, valid)
+        self.relation = Relation(own.where(own % 8 > 0, own + 1), own, valid)
         self.scale = self._scalar(loss.scale_start, device)
         self.bias = self._scalar(loss.bias_start, device)
 
@@ -53,7 +53,7 @@ class Run:
 
     def __call__(self) -> None:
         rows = slice(0, len(self.image))
-        self.loss(self.image, self.text, self.scale, self.bias, rows=rows, pairs=self.pairs)[0].backward()
+        self.loss(self.image, self.text, self.scale, self.bias, rows=rows, relation=self.relation)[0].backward()
 
 
 def held(device: str, peak: bool) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,17 @@ def check(config: TrainConfig) -> None:
     for name, known in (("precision", ("no", "bf16", "fp16")), ("same", SAME), ("captions", ("one", "all"))):
         if getattr(config, name) not in known:
             raise ValueError(f"{name}={getattr(config, name)!r}; expected one of {', '.join(known)}; choose one")
-    for name in ("epochs", "batch_size", "eval_every", "log_every", "max_steps"):
+    positive = ("epochs", "batch_size", "micro_batch", "eval_every", "log_every", "max_steps", "max_bad_steps")
+    for name in (*positive, "keep_states"):
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise ValueError(f"{name}={value}; expected more than 0; give a positive number, or leave it out")
+    plain = {f.name: f.default for f in fields(TrainConfig) if f.name.startswith("distill")}
+    if config.teacher is None and (idle := [name for name in plain if getattr(config, name) != plain[name]]):
+        raise ValueError(
+            f"{idle[0]}={getattr(config, idle[0])} came without a teacher; expected an image model to learn from; name "
+            "one with --teacher, or leave it out"
+        )
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:

@@ -14,8 +14,8 @@ from lilt.budgets.counter import Counter
 from lilt.budgets.fit import fit
 from lilt.budgets.limits import Limit
 from lilt.budgets.row import Budget, budget
-from lilt.model import Scale, TwoTower, build_projection
-from lilt.policies import Plan, aliases, parse_policy, plan, policies
+from lilt.model import Scale, TwoTower, build_heads
+from lilt.policies import Plan, aliases, apply, parse_policy, plan, policies
 from lilt.policies.edits import Open
 from lilt.towers import Tower
 from lilt.towers.meta import without_weights
@@ -43,6 +43,7 @@ def compare(
     batch_size: int = 64,
     text_tokens: int = 32,
     projection: str = "linear(dim=256)",
+    shared: str = "none",
     trainable: Limit | None = None,
     advance: Callable[[str], None] = lambda spec: None,
 ) -> Comparison:
@@ -54,7 +55,7 @@ def compare(
     for spec in specs:
         parse_policy(spec, "vision"), parse_policy(spec, "text")
     batch = meta_batch(vision, text, batch_size, text_tokens)
-    pair = _Pair(without_weights(vision), without_weights(text), projection, *batch)
+    pair = _Pair(without_weights(vision), without_weights(text), projection, shared, *batch)
     advance("full")
     whole = pair.tuned("full")
     full = step_cost(whole, pair.images, pair.tokens, pair.counter)
@@ -78,6 +79,7 @@ class _Pair:
     vision: Tower
     text: Tower
     projection: str
+    shared: str
     images: Tensor
     tokens: dict[str, Tensor]
     counter: Counter = field(default_factory=Counter)
@@ -94,8 +96,9 @@ class _Pair:
 
     def join(self, vision: Tower, text: Tower) -> TwoTower:
         """Put the heads on."""
-        with torch.device("meta"):
-            return TwoTower(vision, text, build_projection(self.projection, vision.dim, text.dim), Scale())
+        with self.counter, torch.device("meta"):  # heads that read tokens try the towers out
+            shared, projection = build_heads(self.shared, self.projection, vision, text)
+            return TwoTower(vision, text, projection, Scale(), shared)
 
     def tuned(self, spec: str) -> TwoTower:
         """Return a model of copies of the towers with a policy applied."""
@@ -104,9 +107,7 @@ class _Pair:
         plans = self.plans(spec, (vision, text))
         with torch.device("meta"):
             for joint, tower in zip(plans, (vision, text), strict=True):
-                tower.requires_grad_(False)
-                for edit in joint.edits:  # as `apply` does, without its book of who trains what
-                    edit.carry_out(tower.body)
+                apply(joint, tower)
         return self.join(vision, text)
 
     def fitted(self, spec: str, limit: Limit) -> str:
@@ -121,7 +122,7 @@ class _Pair:
         except ValueError:
             return False
         bare = self.join(self.vision, self.text)
-        heads = sum(p.numel() for p in (*bare.projection.parameters(), *bare.scale.parameters()))
+        heads = sum(p.numel() for part in (bare.shared, bare.projection, bare.scale) for p in part.parameters())
         trained = heads + sum(edit.count for edit in edits)
         added = sum(edit.count for edit in edits if not isinstance(edit, Open))
         total = sum(p.numel() for p in bare.parameters()) + added
@@ -131,8 +132,9 @@ class _Pair:
         """Say in one line what the numbers hold for."""
         pairs, _, height, width = self.images.shape
         length = self.tokens["input_ids"].shape[1]
+        joint = self.projection if self.shared == "none" else f"{self.shared}, {self.projection}"
         sizes = [sum(p.numel() for p in tower.parameters()) for tower in (self.vision, self.text)]
         return (
             f"{self.vision.spec} ({sizes[0]:,} values, {height}x{width} px) and {self.text.spec} ({sizes[1]:,} values, "
-            f"{length} tokens), batch of {pairs}, {self.projection}; no weights were read"
+            f"{length} tokens), batch of {pairs}, {joint}; no weights were read"
         )

@@ -23,6 +23,7 @@ class Request:
     text: str = "demo"
     policies: str = ""  # separated by commas outside parentheses; all by default
     projection: str = "linear(dim=256)"
+    shared: str = "none"
     batch_size: int = 64
     image_px: int = 0
     text_tokens: int = 32
@@ -58,6 +59,7 @@ def answer(request: Request, console: Console) -> Comparison:
             batch_size=request.batch_size,
             text_tokens=request.text_tokens,
             projection=request.projection,
+            shared=request.shared,
             trainable=next((limit for limit in limits if limit.option == "max_trainable"), None),
             advance=lambda spec: progress.update(bar, description=spec, advance=1),
         )

@@ -21,6 +21,7 @@ def budgets(argv: Sequence[str]) -> int:
     parser.add_argument("--text", default="demo", help="text tower")
     parser.add_argument("--policies", default="", help="policies, separated by commas; default: all")
     parser.add_argument("--projection", default="linear(dim=256)", help="the map into the joint space")
+    parser.add_argument("--shared", default="none", help="the shared encoder below it, as in lilt train")
     parser.add_argument("--batch_size", type=int, default=64, help="pairs per step")
     parser.add_argument("--image_px", type=int, default=0, help="image side; default: the vision tower's own")
     parser.add_argument("--text_tokens", type=int, default=32, help="caption length; open_clip: always the context")

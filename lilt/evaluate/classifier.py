@@ -10,7 +10,7 @@ from lilt.evaluate.accuracy import accuracy, right_ranks
 from lilt.evaluate.labelled import check_range
 from lilt.evaluate.parts import OnLabels
 from lilt.evaluate.subject import Subject
-from lilt.evaluate.task import Pairs, register
+from lilt.evaluate.task import Values, register
 from lilt.towers import build_classifier
 from lilt.towers.original import original_logits, prove_fit
 
@@ -27,7 +27,7 @@ class OriginalClassifier(OnLabels):
     split: str | None = None
     model: str | None = None
 
-    def measure(self, subject: Subject) -> Pairs:
+    def measure(self, subject: Subject) -> Values:
         tower = subject.core.vision
         if self.model is None and tower.spec.startswith("module:"):
             raise ValueError(

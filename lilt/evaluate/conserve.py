@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lilt.evaluate.subject import Subject
-from lilt.evaluate.task import Pairs, Task, Tasks, register
+from lilt.evaluate.task import Task, Tasks, Values, register
 
 COUNT = "num_"
 NO_SHARE = ("penalty", "median_rank")  # more of it is not more knowledge
@@ -24,7 +24,7 @@ class Conserve(Task):
 
     tasks: Tasks = NONE
 
-    def measure(self, subject: Subject) -> Pairs:
+    def measure(self, subject: Subject) -> Values:
         check_any(self.tasks, "conserve(knn+probe)")
         after: dict[str, dict[str, float]] = {}
         failed: Exception | None = None
@@ -85,7 +85,7 @@ class Curve(Task):
     tasks: Tasks = NONE
     scales: Scales = QUARTERS
 
-    def measure(self, subject: Subject) -> Pairs:
+    def measure(self, subject: Subject) -> Values:
         check_any(self.tasks, "curve(retrieval)")
         for scale in self.scales.values:
             moved = subject if scale == 1 else subject.between(scale)

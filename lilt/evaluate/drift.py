@@ -15,7 +15,7 @@ from lilt.data import TokenTable
 from lilt.evaluate.cka import Moments
 from lilt.evaluate.rows import at_rest
 from lilt.evaluate.subject import Subject
-from lilt.evaluate.task import OnData, Pairs, register
+from lilt.evaluate.task import OnData, Values, register
 from lilt.policies import merge
 from lilt.towers import ImageContract, Inputs, Tower
 
@@ -35,7 +35,7 @@ class Drift(OnData):
     split: str | None = None
     samples: int = 256
 
-    def measure(self, subject: Subject) -> Pairs:
+    def measure(self, subject: Subject) -> Values:
         if self.samples < 2:
             raise ValueError(f"drift(samples={self.samples}): expected at least 2 to compare; give some hundred")
         samples = self.read_samples(subject, self.split)

@@ -12,7 +12,7 @@ from lilt.evaluate.accuracy import accuracy, right_ranks
 from lilt.evaluate.parts import Known, Trained
 from lilt.evaluate.retrieval import cosines
 from lilt.evaluate.subject import Subject
-from lilt.evaluate.task import Pairs, register
+from lilt.evaluate.task import Values, register
 
 SCORES_AT_ONCE = 2**25
 
@@ -29,7 +29,7 @@ class Knn(Trained):
     k: int = 20
     temperature: float = 0.07
 
-    def measure(self, subject: Subject) -> Pairs:
+    def measure(self, subject: Subject) -> Values:
         if self.k < 1 or self.temperature <= 0:
             raise ValueError(f"knn(k={self.k},temperature={self.temperature:g}); expected both above 0; leave them out")
         labelled = self.labelled(subject)

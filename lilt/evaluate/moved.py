@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lilt.evaluate.subject import Subject
-from lilt.evaluate.task import Pairs, Task, register
+from lilt.evaluate.task import Task, Values, register
 from lilt.policies import Policy, merge, parse_policy
 from lilt.policies.edits import Open
 from lilt.towers import Tower
@@ -24,7 +24,7 @@ class Moved(Task):
     What a policy adds is folded into the weights before they are compared; what cannot be folded is counted alone.
     """
 
-    def measure(self, subject: Subject) -> Pairs:
+    def measure(self, subject: Subject) -> Values:
         config = subject.model.config
         policies = {"vision": config.vision_policy or config.policy, "text": config.text_policy or config.policy}
         for side, (tower, base) in subject.bases().items():

@@ -12,7 +12,7 @@ from torch import Tensor
 from lilt.evaluate.labelled import Entry, Label, Labelled, Pattern, number_labels, read_labelled
 from lilt.evaluate.rows import Rows
 from lilt.evaluate.subject import Subject
-from lilt.evaluate.task import OnData, Pairs
+from lilt.evaluate.task import OnData, Values
 
 SIDES = ("vision", "text")
 
@@ -81,7 +81,7 @@ class OnLabels(OnData):
                 "image_root"
             )
 
-    def counts(self, rows: Rows, labelled: Labelled) -> Pairs:
+    def counts(self, rows: Rows, labelled: Labelled) -> Values:
         """Yield what could not be evaluated, then raise where that leaves fewer than expected."""
         yield "num_unreadable", len(rows.faults)
         yield "num_unlabelled", labelled.unlabelled

@@ -12,7 +12,7 @@ from lilt.evaluate.labelled import Labelled
 from lilt.evaluate.logistic import ROWS_AT_ONCE, Logistic, fit_logistic
 from lilt.evaluate.parts import Known, Part, Trained
 from lilt.evaluate.subject import Subject
-from lilt.evaluate.task import Pairs, register
+from lilt.evaluate.task import Values, register
 
 PENALTIES = tuple(10.0**power for power in range(1, -6, -1))  # from strong to weak
 HELD = 0.2
@@ -32,7 +32,7 @@ class Probe(Trained):
 
     val: str | None = None
 
-    def measure(self, subject: Subject) -> Pairs:
+    def measure(self, subject: Subject) -> Values:
         labelled = self.labelled(subject)
         drawn = self.draw(subject, labelled, self._held(subject, labelled))
         train, held = (drawn.train, drawn.held) if drawn.held else hold_out(drawn.train)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lilt.evaluate.embed import evaluate_retrieval, flat
 from lilt.evaluate.subject import Subject
-from lilt.evaluate.task import OnData, Pairs, register
+from lilt.evaluate.task import OnData, Values, register
 
 
 @register("retrieval")
@@ -16,7 +16,7 @@ class Retrieval(OnData):
 
     split: str | None = None
 
-    def measure(self, subject: Subject) -> Pairs:
+    def measure(self, subject: Subject) -> Values:
         samples = self.read_samples(subject, self.split)
         setting, config = subject.setting, subject.model.config
         with setting.bar("retrieval", len(samples)) as advance:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lilt import distributed
-from lilt.data import TokenTable, eval_transform, ignore_signals, read_image
+from lilt.data import TokenTable, eval_transform, make_loader, read_image
 from lilt.data.transforms import Transform
 from lilt.towers import ImageContract, Tokenizer
 
@@ -70,13 +70,9 @@ def image_rows(
     advance: Advance = lambda count: None,
 ) -> Rows:
     """Open each image once, batch by batch, and keep the rows that compute gives for them."""
-    loader = DataLoader(
-        _Images(paths, eval_transform(contract), range(distributed.rank(), len(paths), distributed.world_size())),
-        batch_size=batch_size,
-        collate_fn=_stack,
-        num_workers=workers,
-        worker_init_fn=ignore_signals,
-    )
+    mine = range(distributed.rank(), len(paths), distributed.world_size())
+    images_of = _Images(paths, eval_transform(contract), mine)
+    loader = make_loader(images_of, workers, batch_size=batch_size, collate_fn=_stack)
     numbers, parts, faults = [], [], []
     for indices, images, bad in loader:
         faults += bad

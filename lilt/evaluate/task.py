@@ -15,7 +15,7 @@ from lilt.evaluate.subject import Setting, Subject
 from lilt.registry import Registry, construct, options_of, parse_call, split_top
 from lilt.towers import expand
 
-Pairs = Iterator[tuple[str, float]]
+Values = Iterator[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Task(ABC):
 
     name: ClassVar[str]
 
-    def __call__(self, model: DualEncoder | Subject, setting: Setting | None = None) -> Pairs:
+    def __call__(self, model: DualEncoder | Subject, setting: Setting | None = None) -> Values:
         """Yield (name, value); what was yielded before an error stands."""
         return self.measure(model if isinstance(model, Subject) else Subject(model, setting))
 
     @abstractmethod
-    def measure(self, subject: Subject) -> Pairs:
+    def measure(self, subject: Subject) -> Values:
         """Yield (name, value) for a model in one state."""
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lilt.data.manifest import read_records
 from lilt.evaluate.subject import Subject
-from lilt.evaluate.task import OnData, Pairs, register
+from lilt.evaluate.task import OnData, Values, register
 
 FIELDS = ("image_0", "image_1", "caption_0", "caption_1")
 
@@ -34,7 +34,7 @@ class Winoground(OnData):
     Source: Thrush et al. 2022, arXiv 2204.03162.
     """
 
-    def measure(self, subject: Subject) -> Pairs:
+    def measure(self, subject: Subject) -> Values:
         source, given = self.source(subject)
         root = Path(given) if given else source.parent
         groups = [_group(where, record, root) for where, record in read_records(source)]

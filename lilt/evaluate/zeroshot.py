@@ -13,7 +13,7 @@ from lilt.evaluate.accuracy import accuracy, right_ranks
 from lilt.evaluate.parts import OnLabels
 from lilt.evaluate.retrieval import cosines
 from lilt.evaluate.subject import Subject
-from lilt.evaluate.task import Pairs, register
+from lilt.evaluate.task import Values, register
 from lilt.evaluate.words import SINGLE, fill, match_names, read_classes, read_templates
 
 PROMPTS_AT_ONCE = 8192
@@ -33,7 +33,7 @@ class ZeroShot(OnLabels):
     classes: str | None = None
     templates: str = SINGLE
 
-    def measure(self, subject: Subject) -> Pairs:
+    def measure(self, subject: Subject) -> Values:
         templates, names = read_templates(self.templates), read_classes(self.classes)
         labelled = self.labelled(subject)
         names, number = match_names(labelled.entries, names, labelled.source)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from torch import Tensor
 
 from lilt.losses.hinge import chunked_hinge, hinge_ranking
-from lilt.losses.pairs import Pairs
+from lilt.losses.relation import Relation
 from lilt.losses.sigmoid import chunked_sigmoid, sigmoid_contrastive
 from lilt.losses.softmax import chunked_softmax, softmax_contrastive
 from lilt.losses.tiles import check_chunk
@@ -28,6 +29,8 @@ class Loss:
     """
 
     chunk: int | None = None
+    full: ClassVar[Callable[..., Result]]  # of matrices (B, G)
+    tiled: ClassVar[Callable[..., Result]]  # of the relation, chunk by chunk
     scale_start: ClassVar[float | None] = None
     bias_start: ClassVar[float | None] = None
 
@@ -52,10 +55,17 @@ class Loss:
         bias: Tensor | None = None,
         *,
         rows: slice,
-        pairs: Pairs,
+        relation: Relation,
     ) -> Result:
         """Return the loss of our rows and its parts."""
-        raise NotImplementedError
+        name = type(self).__name__.lower()
+        numbers = [given(scale, "scale", name)] if self.needs_scale else []
+        numbers += [given(bias, "bias", name)] if self.needs_bias else []
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "chunk"}
+        if self.chunk is None:
+            facts = matrices(relation, rows, len(image))
+            return self.full(image, text, *numbers, rows=rows, **facts, **options)
+        return self.tiled(image, text, *numbers, rows=rows, relation=relation, chunk=self.chunk, **options)
 
 
 losses: Registry[type[Loss]] = Registry("loss")
@@ -70,6 +80,8 @@ class Softmax(Loss):
     """
 
     smoothing: float = 0.0
+    full = staticmethod(softmax_contrastive)
+    tiled = staticmethod(chunked_softmax)
     scale_start: ClassVar[float | None] = 1 / 0.07
 
     def __post_init__(self) -> None:
@@ -79,45 +91,16 @@ class Softmax(Loss):
                 f"softmax: smoothing={self.smoothing}; expected a share of the target, at least 0 and below 1; give 0.1"
             )
 
-    def __call__(
-        self,
-        image: Tensor,
-        text: Tensor,
-        scale: Tensor | None = None,
-        bias: Tensor | None = None,
-        *,
-        rows: slice,
-        pairs: Pairs,
-    ) -> Result:
-        scale = given(scale, "scale", "softmax")
-        if self.chunk is None:
-            facts = matrices(pairs, rows, len(image))
-            return softmax_contrastive(image, text, scale, rows=rows, smoothing=self.smoothing, **facts)
-        return chunked_softmax(image, text, scale, rows=rows, pairs=pairs, chunk=self.chunk, smoothing=self.smoothing)
-
 
 @losses.register("sigmoid")
 @dataclass(frozen=True, kw_only=True)
 class Sigmoid(Loss):
     """Binary cross-entropy of each pair alone, as SigLIP, with a learned bias."""
 
+    full = staticmethod(sigmoid_contrastive)
+    tiled = staticmethod(chunked_sigmoid)
     scale_start: ClassVar[float | None] = 10.0
     bias_start: ClassVar[float | None] = -10.0
-
-    def __call__(
-        self,
-        image: Tensor,
-        text: Tensor,
-        scale: Tensor | None = None,
-        bias: Tensor | None = None,
-        *,
-        rows: slice,
-        pairs: Pairs,
-    ) -> Result:
-        scale, bias = given(scale, "scale", "sigmoid"), given(bias, "bias", "sigmoid")
-        if self.chunk is None:
-            return sigmoid_contrastive(image, text, scale, bias, rows=rows, **matrices(pairs, rows, len(image)))
-        return chunked_sigmoid(image, text, scale, bias, rows=rows, pairs=pairs, chunk=self.chunk)
 
 
 @losses.register("hinge")
@@ -127,6 +110,8 @@ class Hinge(Loss):
 
     margin: float = 0.2
     hardest: bool = False
+    full = staticmethod(hinge_ranking)
+    tiled = staticmethod(chunked_hinge)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,23 +119,6 @@ class Hinge(Loss):
             raise ValueError(
                 f"hinge: margin={self.margin}; expected a distance of cosines, above 0 and at most 2; give 0.2"
             )
-
-    def __call__(
-        self,
-        image: Tensor,
-        text: Tensor,
-        scale: Tensor | None = None,
-        bias: Tensor | None = None,
-        *,
-        rows: slice,
-        pairs: Pairs,
-    ) -> Result:
-        if self.chunk is None:
-            facts = matrices(pairs, rows, len(image))
-            return hinge_ranking(image, text, rows=rows, margin=self.margin, hardest=self.hardest, **facts)
-        return chunked_hinge(
-            image, text, rows=rows, pairs=pairs, chunk=self.chunk, margin=self.margin, hardest=self.hardest
-        )
 
 
 def given(value: Tensor | None, name: str, loss: str) -> Tensor:
@@ -160,11 +128,11 @@ def given(value: Tensor | None, name: str, loss: str) -> Tensor:
     return value
 
 
-def matrices(pairs: Pairs, rows: slice, total: int) -> dict[str, Tensor | None]:
+def matrices(relation: Relation, rows: slice, total: int) -> dict[str, Tensor | None]:
     """Return what the full forms ask for."""
-    pairs.check(total)
-    positives, ignored = pairs.relate(rows, slice(0, total))
-    return {"positives": positives, "ignored": ignored, "valid": pairs.valid}
+    relation.check(total)
+    positives, ignored = relation.relate(rows, slice(0, total))
+    return {"positives": positives, "ignored": ignored, "valid": relation.valid}
 
 
 def build_loss(spec: str) -> Loss:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lilt.losses.logits import exact, logits
-from lilt.losses.pairs import Pairs, take_part, weigh_rows
+from lilt.losses.relation import Relation, take_part, weigh_rows
 from lilt.losses.tiles import Tile, cross, tiled
 
 
@@ -47,14 +47,21 @@ def hinge_ranking(
 
 
 def chunked_hinge(
-    image: Tensor, text: Tensor, *, rows: slice, pairs: Pairs, chunk: int, margin: float = 0.2, hardest: bool = False
+    image: Tensor,
+    text: Tensor,
+    *,
+    rows: slice,
+    relation: Relation,
+    chunk: int,
+    margin: float = 0.2,
+    hardest: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The same loss and gradient from at most chunk x chunk logits at a time.
 
     Memory: O(chunk^2 + G D). The logits are computed again for the sum over all negatives and in the backward pass.
     """
     image, text = exact(image), exact(text)
-    loss, parts = tiled(image, text, None, None, _Hinge(image, rows, pairs, chunk, margin, hardest))
+    loss, parts = tiled(image, text, None, None, _Hinge(image, rows, relation, chunk, margin, hardest))
     return loss, {"image_to_text": parts[0], "text_to_image": parts[1]}
 
 
@@ -87,11 +94,11 @@ class _Extreme:
 class _Hinge:
     """Places of the extremes are kept, not found again: a product computed twice may differ in its last bit."""
 
-    def __init__(self, image: Tensor, rows: slice, pairs: Pairs, chunk: int, margin: float, hardest: bool):
-        pairs.check(len(image))
-        self.pairs, self.margin, self.hardest = pairs, margin, hardest
+    def __init__(self, image: Tensor, rows: slice, relation: Relation, chunk: int, margin: float, hardest: bool):
+        relation.check(len(image))
+        self.relation, self.margin, self.hardest = relation, margin, hardest
         self.tiles = cross(len(image), rows, chunk)
-        self.weight = weigh_rows(image, rows, pairs.valid) / 2  # of one direction
+        self.weight = weigh_rows(image, rows, relation.valid) / 2  # of one direction
         self.farthest, self.hard = _Extreme(image), _Extreme(image)  # the least similar positive has the largest -s
         self.cost = image.new_zeros(2, len(image))
         self.active = image.new_zeros(2, len(image))  # negatives that cost something
@@ -113,7 +120,7 @@ class _Hinge:
         return parts.mean(), parts
 
     def _relate(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        positive, out = self.pairs.relate_valid(tile.images, tile.texts)
+        positive, out = self.relation.relate_valid(tile.images, tile.texts)
         return positive, ~(positive if out is None else positive | out)
 
     def _sum(self, tile: Tile, made: Tensor) -> None:

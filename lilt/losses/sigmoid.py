@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lilt.losses.logits import exact, logits
-from lilt.losses.pairs import Pairs, count_rows, take_part
+from lilt.losses.relation import Relation, count_rows, take_part
 from lilt.losses.tiles import Tile, strip, tiled
 
 
@@ -39,32 +39,32 @@ def sigmoid_contrastive(
 
 
 def chunked_sigmoid(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, *, rows: slice, pairs: Pairs, chunk: int
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, *, rows: slice, relation: Relation, chunk: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The same loss and gradient from at most chunk x chunk logits at a time.
 
     Memory: O(chunk^2 + G D). The backward pass computes the logits again.
     """
     image, text = exact(image), exact(text)
-    loss, parts = tiled(image, text, scale, bias, _Sigmoid(image, rows, pairs, chunk))
+    loss, parts = tiled(image, text, scale, bias, _Sigmoid(image, rows, relation, chunk))
     return loss, {"positive": parts[0], "negative": parts[1]}
 
 
 class _Sigmoid:
     """Each pair stands alone, so there is nothing to remember."""
 
-    def __init__(self, image: Tensor, rows: slice, pairs: Pairs, chunk: int):
-        pairs.check(len(image))
-        self.pairs = pairs
+    def __init__(self, image: Tensor, rows: slice, relation: Relation, chunk: int):
+        relation.check(len(image))
+        self.relation = relation
         self.tiles = strip(len(image), rows, chunk)
-        self.count = count_rows(image, rows, pairs.valid)
+        self.count = count_rows(image, rows, relation.valid)
 
     def value(self, logits: Callable[[Tile], Tensor]) -> tuple[Tensor, Tensor]:
         # filled in place: small tensors kept beside large ones that go make holes no large one fits into again
         parts = self.count.new_zeros(2)
         for tile in self.tiles:
             made = logits(tile)
-            positive, out = self.pairs.relate_valid(tile.images, tile.texts)
+            positive, out = self.relation.relate_valid(tile.images, tile.texts)
             cost = F.logsigmoid(made.where(positive, made.neg())).neg_()
             if out is not None:
                 cost.masked_fill_(out, 0.0)
@@ -75,7 +75,7 @@ class _Sigmoid:
         return parts.sum(), parts
 
     def slope(self, tile: Tile, logits: Tensor) -> Tensor:
-        positive, out = self.pairs.relate_valid(tile.images, tile.texts)
+        positive, out = self.relation.relate_valid(tile.images, tile.texts)
         slope = logits.sigmoid_().sub_(positive.to(logits.dtype))
         if out is not None:
             slope.masked_fill_(out, 0.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lilt.losses.logits import exact, logits
-from lilt.losses.pairs import Pairs, take_part, weigh_rows
+from lilt.losses.relation import Relation, take_part, weigh_rows
 from lilt.losses.tiles import Tile, cross, tiled
 
 
@@ -58,25 +58,25 @@ def _shares(chosen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def chunked_softmax(
-    image: Tensor, text: Tensor, scale: Tensor, *, rows: slice, pairs: Pairs, chunk: int, smoothing: float = 0.0
+    image: Tensor, text: Tensor, scale: Tensor, *, rows: slice, relation: Relation, chunk: int, smoothing: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The same loss and gradient from at most chunk x chunk logits at a time.
 
     Memory: O(chunk^2 + G D). The backward pass computes the logits again.
     """
     image, text = exact(image), exact(text)
-    loss, parts = tiled(image, text, scale, None, _Softmax(image, rows, pairs, chunk, smoothing))
+    loss, parts = tiled(image, text, scale, None, _Softmax(image, rows, relation, chunk, smoothing))
     return loss, {"image_to_text": parts[0], "text_to_image": parts[1]}
 
 
 class _Softmax:
     """Statistics (2, G) of both directions, read off tile by tile; rows that are not ours stay without weight."""
 
-    def __init__(self, image: Tensor, rows: slice, pairs: Pairs, chunk: int, smoothing: float):
-        pairs.check(len(image))
-        self.pairs, self.smoothing = pairs, smoothing
+    def __init__(self, image: Tensor, rows: slice, relation: Relation, chunk: int, smoothing: float):
+        relation.check(len(image))
+        self.relation, self.smoothing = relation, smoothing
         self.tiles = cross(len(image), rows, chunk)
-        self.weight = weigh_rows(image, rows, pairs.valid) / 2  # of one direction
+        self.weight = weigh_rows(image, rows, relation.valid) / 2  # of one direction
         self.below = image.new_full((2, len(image)), -math.inf)
         # of the positives, and of all columns that take part: how many, and the sum of their logits
         self.near_count, self.near_sum, self.all_count, self.all_sum = image.new_zeros(4, 2, len(image))
@@ -93,7 +93,7 @@ class _Softmax:
 
     def _read(self, tile: Tile, made: Tensor) -> None:
         """Add the logits of a tile to the statistics."""
-        positive, out = self.pairs.relate_valid(tile.images, tile.texts)
+        positive, out = self.relation.relate_valid(tile.images, tile.texts)
         near = made.where(positive, 0.0)
         whole = made if out is None else made.masked_fill(out, 0.0)
         for side, span, dim in tile.sides:
@@ -109,7 +109,7 @@ class _Softmax:
             self.below[side, span] = torch.logaddexp(self.below[side, span], made.logsumexp(dim))
 
     def slope(self, tile: Tile, logits: Tensor) -> Tensor:
-        positive, out = self.pairs.relate_valid(tile.images, tile.texts)
+        positive, out = self.relation.relate_valid(tile.images, tile.texts)
         if out is not None:
             logits.masked_fill_(out, -math.inf)
         slope = torch.zeros_like(logits)

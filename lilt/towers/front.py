@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lilt.towers.base import ImageContract, Inputs, Tower
-from lilt.towers.trace import Traced, trace
+from lilt.towers.calls import Traced, trace
 
 Shape = tuple[tuple[int, ...], torch.dtype]  # of what one sample becomes, without the axis of the batch
 
@@ -128,17 +128,18 @@ class _Watch:
         blocks = [call for call in self.calls if call.path in tower.anatomy.blocks]
         frozen = []
         for call in sorted(blocks, key=lambda call: call.ended):
-            if _first(call.output).requires_grad:
+            if _first(call.gave).requires_grad:
                 break
             frozen.append(call)
         self.frozen = frozen
         once = len({call.path for call in blocks}) == len(blocks)  # a block that is called again has no one place
-        fits = bool(frozen) and once and _is_single(frozen[-1].output)
+        fits = bool(frozen) and once and _is_single(frozen[-1].gave)
         self.last = frozen[-1].path if fits else None
-        self.as_tuple = bool(frozen) and not isinstance(frozen[-1].output, Tensor)
+        self.as_tuple = bool(frozen) and not isinstance(frozen[-1].gave, Tensor)
 
     def _run(self, rows: int) -> list[Traced]:
-        return trace(self.tower.body, lambda: self.tower.run(_inputs(self.tower, rows)))
+        inputs = _inputs(self.tower, rows)
+        return trace(self.tower.body, lambda: self.tower.run(inputs), lambda values: values, gradients=True)
 
     def blocks_before(self) -> list[str]:
         """Return the frozen blocks before the last one."""
@@ -154,7 +155,7 @@ class _Watch:
         more = {call.path: call for call in self._run(3)}
         for call in self.calls:
             if call.began > until and call.ended < border and call.path not in again:
-                shape = _sample_shape(call.output, more[call.path].output)
+                shape = _sample_shape(call.gave, more[call.path].gave)
                 if shape is not None:
                     found[call.path] = shape
                     until = call.ended  # what is inside is skipped with it

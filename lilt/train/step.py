@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lilt import distributed
 from lilt.data import Batch
-from lilt.losses import Loss, Pairs, Softmax
+from lilt.losses import Loss, Relation, Softmax
 from lilt.model import Teacher, TwoTower
 from lilt.train.distill import Distiller
 
@@ -88,7 +88,7 @@ class Objective:
         facts = torch.stack([batch.image_id, batch.text_id, batch.valid.long()], dim=1)
         image_id, text_id, valid = distributed.gather(facts).unbind(1)
         valid = valid.bool()
-        told = Pairs(image_id, text_id, valid, self.same)
+        told = Relation(image_id, text_id, valid, self.same)
         loss, parts = self._compare(out, "image", "text", rows, told)
         if "image_hidden" in out:
             second, more = self._compare(out, "image_hidden", "text_hidden", rows, told)
@@ -106,9 +106,9 @@ class Objective:
         self._seen = teacher, image_id, valid
         return loss + self.distill_weight * distance, {"contrastive": loss.detach(), **parts, **more}
 
-    def _compare(self, out: Outputs, image: str, text: str, rows: slice, told: Pairs) -> tuple[Tensor, Parts]:
+    def _compare(self, out: Outputs, image: str, text: str, rows: slice, told: Relation) -> tuple[Tensor, Parts]:
         gathered = distributed.gather(out[image]), distributed.gather(out[text])
-        return self.loss(*gathered, out.get("scale"), out.get("bias"), rows=rows, pairs=told)
+        return self.loss(*gathered, out.get("scale"), out.get("bias"), rows=rows, relation=told)
 
     def remember(self) -> None:
         """Let the memory bank have the batch; after its backward pass, which still needs the rows that go."""

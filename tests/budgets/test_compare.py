@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,21 @@ def test_a_budget_is_what_a_built_model_trains_and_its_checkpoint_weighs(
     assert row.adapter_bytes == file.stat().st_size
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert row.step_bytes == weights + 12 * row.trainable + row.saved_bytes
+
+
+@pytest.mark.parametrize("shared", ["mlp", "transformer(n=2,points=2,types=true)"])
+def test_a_shared_encoder_is_counted_and_fitted_around(shared: str, tiny_vision: str, tiny_text: str) -> None:
+    towers = meta_tower(tiny_vision, "vision"), meta_tower(tiny_text, "text")
+    heads: dict[str, Any] = {"projection": PROJECTION, "shared": shared}
+    (row,) = compare(*towers, ["layernorm"], **heads).rows
+    model = build_model(ModelConfig(vision=tiny_vision, text=tiny_text, policy="layernorm", **heads))
+    assert row.trainable == sum(p.numel() for p in model.trained().values())
+    assert row.total == sum(p.numel() for p in model.parameters())
+    (without,) = compare(*towers, ["layernorm"], projection=PROJECTION).rows
+    assert row.trainable > without.trainable and row.saved_bytes > without.saved_bytes
+    limit = Limit("max_trainable", "", "trainable", row.trainable + 1000)
+    (fitted,) = compare(*towers, ["layernorm+lora(targets=attention)"], **heads, trainable=limit).rows
+    assert row.trainable < fitted.trainable <= limit.most
 
 
 def test_towers_with_weights_are_compared_too_and_stay_as_they_are() -> None:

@@ -1,4 +1,4 @@
-"""Logistic regression: the conditions its solution meets, a closed form, and scikit-learn where it is installed."""
+"""Logistic regression: the conditions its solution meets, a closed form, and scikit-learn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from lilt.evaluate import logistic
@@ -94,11 +95,10 @@ def test_scale_and_shift_of_the_features_change_nothing() -> None:
 
 @pytest.mark.parametrize("penalty", [1.0, 0.01, 1e-4])
 def test_the_answer_is_that_of_scikit_learn(penalty: float) -> None:
-    linear_model = pytest.importorskip("sklearn.linear_model")
     features, labels = case(rows=80, width=6)
     found = fit_logistic(features, labels, 4, penalty)
     x = ((features.double() - found.mean) / found.spread).numpy()
     # its C weighs the sum over samples against half the squared norm
-    peer = linear_model.LogisticRegression(C=1 / (penalty * len(x)), tol=1e-10, max_iter=10000).fit(x, labels.numpy())
+    peer = LogisticRegression(C=1 / (penalty * len(x)), tol=1e-10, max_iter=10000).fit(x, labels.numpy())
     expected = torch.from_numpy(peer.predict_log_proba(x))
     torch.testing.assert_close(found(features).log_softmax(1), expected, rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lilt.losses import SAME, Loss, Pairs, build_loss
+from lilt.losses import SAME, Loss, Relation, build_loss
 
 SPECS = ("softmax", "softmax(smoothing=0.2)", "sigmoid", "hinge(margin=0.5)", "hinge(margin=0.5,hardest=true)")
 
@@ -31,7 +31,7 @@ class Joint:
 
     image: Tensor
     text: Tensor
-    pairs: Pairs
+    relation: Relation
     scale: Tensor
     bias: Tensor
 
@@ -45,7 +45,7 @@ class Joint:
         scale = self.scale if loss.needs_scale else None
         bias = self.bias if loss.needs_bias else None
         rows = slice(0, len(self.image)) if rows is None else rows
-        return loss(self.image, self.text, scale, bias, rows=rows, pairs=self.pairs)
+        return loss(self.image, self.text, scale, bias, rows=rows, relation=self.relation)
 
     def everything(self, loss: Loss, rows: slice | None = None) -> list[Tensor]:
         """Return value, parts and gradients."""
@@ -58,9 +58,9 @@ def joint(seed: int, rows: int = 12, same: str | None = None, padded: bool = Tru
     draw = random.Random(seed)
     numbers = [[draw.randrange(rows) for _ in range(rows)] for _ in range(2)]
     valid = torch.tensor([draw.random() < 0.75 for _ in range(rows)]) if padded else None
-    pairs = Pairs(torch.tensor(numbers[0]), torch.tensor(numbers[1]), valid, same or draw.choice(SAME))
+    relation = Relation(torch.tensor(numbers[0]), torch.tensor(numbers[1]), valid, same or draw.choice(SAME))
     image, text = unit(2 * seed, rows), unit(2 * seed + 1, rows)
-    return Joint(image, text, pairs, scalar(draw.uniform(2, 20)), scalar(draw.uniform(-8, 2)))
+    return Joint(image, text, relation, scalar(draw.uniform(2, 20)), scalar(draw.uniform(-8, 2)))
 
 
 def chunked(spec: str, chunk: int | None) -> Loss:
@@ -72,16 +72,16 @@ def close(given: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float 
         torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
 
 
-def related(pairs: Pairs) -> tuple[list[list[bool]], list[list[bool]], list[bool]]:
+def related(relation: Relation) -> tuple[list[list[bool]], list[list[bool]], list[bool]]:
     """Say in plain loops which pairs are positive, which take no part, and which rows are real."""
-    image, text = pairs.image_id.tolist(), pairs.text_id.tolist()
+    image, text = relation.image_id.tolist(), relation.text_id.tolist()
     total = len(image)
-    real = [True] * total if pairs.valid is None else pairs.valid.tolist()
+    real = [True] * total if relation.valid is None else relation.valid.tolist()
     positive, out = ([[False] * total for _ in range(total)] for _ in range(2))
     for i in range(total):
         for j in range(total):
             alike = image[i] == image[j] or text[i] == text[j]
-            positive[i][j] = i == j or (alike and pairs.same == "positive")
-            out[i][j] = not real[j] or (alike and i != j and pairs.same == "ignored")
+            positive[i][j] = i == j or (alike and relation.same == "positive")
+            out[i][j] = not real[j] or (alike and i != j and relation.same == "ignored")
             positive[i][j] = positive[i][j] and real[j]
     return positive, out, real

@@ -54,7 +54,7 @@ def test_losses_say_what_they_learn() -> None:
 def test_a_loss_uses_what_it_says_and_nothing_else(spec: str) -> None:
     batch, loss = joint(1), build_loss(spec)
     value = loss(
-        batch.image, batch.text, batch.scale, batch.bias, rows=slice(0, 12), pairs=batch.pairs
+        batch.image, batch.text, batch.scale, batch.bias, rows=slice(0, 12), relation=batch.relation
     )[0]  # fmt: skip
     used = torch.autograd.grad(value, (batch.scale, batch.bias), allow_unused=True)
     assert [gradient is not None for gradient in used] == [loss.needs_scale, loss.needs_bias]
@@ -66,10 +66,10 @@ def test_a_missing_scalar_is_named(loss: Loss, missing: str) -> None:
     batch = joint(1)
     scalars = {"scale": batch.scale, "bias": batch.bias, missing: None}
     if missing == "bias" and not loss.needs_bias:
-        loss(batch.image, batch.text, **scalars, rows=slice(0, 12), pairs=batch.pairs)
+        loss(batch.image, batch.text, **scalars, rows=slice(0, 12), relation=batch.relation)
         return
     with pytest.raises(ValueError, match=f"came without a {missing}; expected a learned scalar; pass the model's"):
-        loss(batch.image, batch.text, **scalars, rows=slice(0, 12), pairs=batch.pairs)
+        loss(batch.image, batch.text, **scalars, rows=slice(0, 12), relation=batch.relation)
 
 
 @pytest.mark.parametrize("spec", [*SPECS, *(f"{name}(chunk=2)" for name in losses.names())])
@@ -78,4 +78,4 @@ def test_identities_of_another_batch_are_an_error(spec: str) -> None:
     with pytest.raises(
         ValueError, match=r"12 identities came with 10 embeddings; expected one per row .*; gather both"
     ):
-        loss(batch.image[:10], batch.text[:10], batch.scale, batch.bias, rows=slice(0, 10), pairs=batch.pairs)
+        loss(batch.image[:10], batch.text[:10], batch.scale, batch.bias, rows=slice(0, 10), relation=batch.relation)

@@ -36,7 +36,7 @@ def test_the_gradient_is_that_of_finite_differences(spec: str, rows: slice) -> N
     batch, loss = joint(4, 5), chunked(spec, 3)
 
     def value(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        return Joint(image, text, batch.pairs, scale, bias).run(loss, rows)[0]
+        return Joint(image, text, batch.relation, scale, bias).run(loss, rows)[0]
 
     assert torch.autograd.gradcheck(value, (batch.image, batch.text, batch.scale, batch.bias))
 
@@ -58,7 +58,7 @@ def test_the_mean_over_ranks_is_the_joint_batch(spec: str, chunk: int | None, wo
 @pytest.mark.parametrize("chunk", [None, 4])
 def test_a_batch_without_a_real_row_is_zero_with_zero_gradient(spec: str, chunk: int | None) -> None:
     batch = joint(2)
-    empty = replace(batch, pairs=replace(batch.pairs, valid=torch.zeros(12, dtype=torch.bool)))
+    empty = replace(batch, relation=replace(batch.relation, valid=torch.zeros(12, dtype=torch.bool)))
     assert all(value.abs().max() == 0 for value in empty.everything(chunked(spec, chunk)))
 
 
@@ -66,13 +66,13 @@ def test_a_batch_without_a_real_row_is_zero_with_zero_gradient(spec: str, chunk:
 @pytest.mark.parametrize("chunk", [None, 4])
 def test_padding_may_hold_anything(spec: str, chunk: int | None) -> None:
     batch, loss = joint(3), chunked(spec, chunk)
-    valid = batch.pairs.valid
+    valid = batch.relation.valid
     assert valid is not None and not valid.all()
     kept = valid.nonzero().squeeze(1)
-    ids = batch.pairs.image_id[kept], batch.pairs.text_id[kept]
+    ids = batch.relation.image_id[kept], batch.relation.text_id[kept]
     image, text = (x[kept].detach().requires_grad_() for x in (batch.image, batch.text))
     less = replace(
-        batch, image=image, text=text, pairs=replace(batch.pairs, image_id=ids[0], text_id=ids[1], valid=None)
+        batch, image=image, text=text, relation=replace(batch.relation, image_id=ids[0], text_id=ids[1], valid=None)
     )
     full, expected = batch.everything(loss), less.everything(loss)
     gradients = len(full) - len(batch.learned(loss))
@@ -94,7 +94,7 @@ def test_a_large_scale_overflows_nowhere(spec: str, chunk: int | None, factor: f
     def learned(dtype: torch.dtype) -> Joint:
         values = (image, text, torch.tensor(factor), torch.tensor(-10.0))
         image_, text_, scale, bias = (x.detach().to(dtype).requires_grad_() for x in values)
-        return Joint(image_, text_, batch.pairs, scale, bias)
+        return Joint(image_, text_, batch.relation, scale, bias)
 
     single, double = learned(torch.float32), learned(torch.float64)
     for mine, exact in zip(single.everything(loss), double.everything(loss), strict=True):

@@ -16,7 +16,7 @@ both = pytest.mark.parametrize("hardest", [False, True])
 
 def slow(batch: Joint, rows: slice, hardest: bool) -> float:
     """The mean over our valid rows and both directions of the sum or the largest of max(0, margin - s_p + s_n)."""
-    positive, out, real = related(batch.pairs)
+    positive, out, real = related(batch.relation)
     total = 0.0
     image, text = batch.image.detach(), batch.text.detach()
     for ours, theirs in ((image, text), (text, image)):
@@ -46,7 +46,7 @@ def test_the_gradient_is_that_of_finite_differences(rows: slice, hardest: bool) 
     rule = chunked(f"hinge(margin={MARGIN},hardest={hardest})", None)
 
     def loss(image: Tensor, text: Tensor) -> Tensor:
-        return Joint(image, text, batch.pairs, batch.scale, batch.bias).run(rule, rows)[0]
+        return Joint(image, text, batch.relation, batch.scale, batch.bias).run(rule, rows)[0]
 
     assert torch.autograd.gradcheck(loss, (batch.image, batch.text))
 

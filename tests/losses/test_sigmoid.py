@@ -17,7 +17,7 @@ FULL = chunked("sigmoid", None)
 
 def slow(batch: Joint, rows: slice) -> tuple[float, float]:
     """The sums over positives and over negatives of -log sigmoid(z (s x.y + b)), a valid row of the joint batch."""
-    positive, out, real = related(batch.pairs)
+    positive, out, real = related(batch.relation)
     scale, bias = batch.scale.item(), batch.bias.item()
     sums = [0.0, 0.0]
     image, text = batch.image.detach(), batch.text.detach()
@@ -48,7 +48,7 @@ def test_the_gradient_is_that_of_finite_differences(rows: slice) -> None:
     batch = joint(1)
 
     def loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        return Joint(image, text, batch.pairs, scale, bias).run(FULL, rows)[0]
+        return Joint(image, text, batch.relation, scale, bias).run(FULL, rows)[0]
 
     assert torch.autograd.gradcheck(loss, (batch.image, batch.text, batch.scale, batch.bias))
 

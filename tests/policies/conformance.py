@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -89,3 +90,23 @@ def run_backward(tower: Tower, inputs: Any = None) -> Tensor:
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(4))
     (out * weights).sum().backward()
     return out.detach()
+
+
+def moved_in_proportion(tune: Callable[[], Tower], plain: Tower) -> int:
+    """Rescale and fold what a policy did; return how many weights moved, each along the line to the tuned ones."""
+    states = []
+    for factor in (0.0, 1.0, 0.3):
+        tower = tune()
+        edits: list[Any] = list(dict.fromkeys((tower.fates or {}).values()))
+        for edit in edits:
+            edit.rescale(tower.body, factor)
+        for edit in edits:
+            edit.fold(tower.body)
+        states.append(tower.body.state_dict())
+    moved = 0
+    for name, base in plain.body.named_parameters():
+        none, whole, part = (state[name] for state in states)
+        torch.testing.assert_close(none, base)
+        torch.testing.assert_close(part, base + 0.3 * (whole - base), rtol=1e-4, atol=1e-5)
+        moved += not torch.allclose(whole, base)
+    return moved

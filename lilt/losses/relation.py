@@ -13,7 +13,7 @@ SAME = ("positive", "ignored", "negative")
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class Relation:
     """The joint batch by identities: image_id and text_id (G,), valid (G,) is False for padding rows.
 
     Image i and text j with one image_id or one text_id in common are, as same says, positive, ignored or negative;

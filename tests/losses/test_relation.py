@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lilt.losses import SAME, Pairs
+from lilt.losses import SAME, Relation
 from tests.losses.batches import joint, related
 
 # rows 0 and 2 show one image, rows 1 and 2 have one caption
@@ -20,7 +20,7 @@ blocks = pytest.mark.parametrize("images", [slice(0, 4), slice(2, 4), slice(1, 2
 @pytest.mark.parametrize("texts", [slice(0, 4), slice(0, 3)])
 @pytest.mark.parametrize("same", SAME)
 def test_a_block_is_a_piece_of_the_whole(same: str, images: slice, texts: slice) -> None:
-    positive, out = Pairs(IMAGE, TEXT, same=same).relate(images, texts)
+    positive, out = Relation(IMAGE, TEXT, same=same).relate(images, texts)
     near, left_out = EXPECTED[same]
     assert torch.equal(positive, near[images, texts])
     assert (out is None) == (left_out is None)
@@ -30,10 +30,10 @@ def test_a_block_is_a_piece_of_the_whole(same: str, images: slice, texts: slice)
 @blocks
 @pytest.mark.parametrize("seed", range(9))
 def test_padding_takes_no_part(seed: int, images: slice) -> None:
-    pairs = joint(seed).pairs
+    relation = joint(seed).relation
     texts = slice(seed, 12)
-    positive, out = pairs.relate_valid(images, texts)
-    near, left_out, real = (torch.tensor(x) for x in related(pairs))
+    positive, out = relation.relate_valid(images, texts)
+    near, left_out, real = (torch.tensor(x) for x in related(relation))
     assert out is not None
     assert torch.equal(positive, (near & real.unsqueeze(1))[images, texts])
     assert torch.equal(out, (left_out | ~real.unsqueeze(1))[images, texts])
@@ -41,16 +41,16 @@ def test_padding_takes_no_part(seed: int, images: slice) -> None:
 
 def test_an_unknown_way_is_an_error() -> None:
     with pytest.raises(ValueError, match="same='both'; expected one of positive, ignored, negative; choose one"):
-        Pairs(IMAGE, TEXT, same="both")
+        Relation(IMAGE, TEXT, same="both")
 
 
 @pytest.mark.parametrize("valid", [None, torch.ones(3, dtype=torch.bool)])
 def test_facts_of_different_batches_are_an_error(valid: torch.Tensor | None) -> None:
     image = IMAGE if valid is not None else IMAGE[:3]
     with pytest.raises(ValueError, match=r"have the shapes \[.*3.*\]; expected one number per pair .*; gather all"):
-        Pairs(image, TEXT, valid)
+        Relation(image, TEXT, valid)
 
 
 def test_facts_in_columns_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"shapes \[\(4, 1\), \(4, 1\)\]; expected one number per pair"):
-        Pairs(IMAGE.unsqueeze(1), TEXT.unsqueeze(1))
+        Relation(IMAGE.unsqueeze(1), TEXT.unsqueeze(1))
