@@ -1,10 +1,12 @@
 """The policy study: what each policy gains on RSICD and what the vision tower keeps of what it knew.
 
-LILT_KIT=FOLDER python benchmarks/policies.py --seeds 0,1,2 --epochs 4 [--images 2000] [--lr 1e-3,3e-3]
+LILT_KIT=FOLDER python benchmarks/policies.py --steps 136 --seeds 0,1,2 [--images 437,1747,4367,all] [--lr 1e-3,own]
 One `lilt train` per policy, learning rate, number of training images and seed, each in its own process; a run that is
-in results/policies.jsonl already is passed over, so that the study can be stopped and gone on with. Knowledge kept:
-top-1 of DeiT-tiny's own classifier on the tuned features over top-1 on the original ones, 1,000 ImageNet photographs,
-at the resolution of the training. Needs hours on two cores.
+in results/policies.jsonl already is passed over, so that the study can be stopped and gone on with. All runs have the
+same number of steps, whatever their data, and are selected on validation four times. With --same_compute a policy has
+as many steps as cost, by the FLOPs of `lilt budgets`, what --steps of full training do. Knowledge kept: top-1 of
+DeiT-tiny's own classifier on the tuned features over top-1 on the original ones, 1,000 ImageNet photographs, at the
+resolution of the training. Options of `lilt train` are handed on. Needs hours on two cores.
 """
 
 from __future__ import annotations
@@ -19,55 +21,39 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 from rsicd import collect
-from safetensors.torch import load_file
-from torch import Tensor
 
 import lilt
-from lilt.data import eval_transform, open_image
+from lilt.budgets import compare
+from lilt.evaluate import Setting, parse_task
 from lilt.registry import split_top
-from lilt.towers import ImageContract, Tower
+from lilt.towers import meta_tower
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "policies.jsonl"
+RECIPE = HERE.parent / "recipes" / "rsicd.yaml"
 POLICIES = (
-    "frozen,layernorm,bitfit,layernorm+bitfit,attention,mlp,last(2),first(2),random(0.07),lora,lora(targets=all),"
-    "lora(dora=true),ia3,adapter,adapter(place=parallel),deep_adapter,deep_adapter+layernorm,prompt,prompt(depth=deep),"
-    "lit,lit_mirror,lilt,full"
+    "frozen,layernorm,lora,lilt,full,bitfit,adapter,lit,lit_mirror,last(2),attention,layernorm+bitfit,lora(targets=all),"
+    "adapter(place=parallel),mlp,deep_adapter,prompt(depth=deep),ia3,first(2),random(0.07),lora(dora=true),prompt"
 )
-WEIGHTS = "weights/deit_tiny_patch16_224.fp16.safetensors"
+PAIRS = 8734
+CLASSIFIER = "conserve(classifier(data=$LILT_KIT/zeroshot/imagenet1k.jsonl,image_root=$LILT_KIT,label=index))"
 
 
 @cache
-def photographs(kit: Path, contract: ImageContract) -> tuple[Tensor, Tensor]:
-    """Return the ImageNet sample as the tower wants it (N, 3, H, W), and its classes (N,)."""
-    lines = [json.loads(line) for line in (kit / "zeroshot" / "imagenet1k.jsonl").read_text().splitlines()]
-    transform = eval_transform(contract)
-    images = torch.stack([transform(open_image(kit / line["image"])) for line in lines])
-    return images, torch.tensor([line["index"] for line in lines])
+def step_ratio(policy: str) -> float:
+    """Return the FLOPs of a policy's step relative to full training."""
+    recipe = yaml.safe_load(RECIPE.read_text())
+    towers = meta_tower(recipe["vision"], "vision", recipe["image_px"]), meta_tower(recipe["text"], "text")
+    (row,) = compare(*towers, [policy], text_tokens=recipe["train_tokens"]).rows
+    return row.step_flops_ratio
 
 
-@torch.no_grad()
-def top1(tower: Tower, kit: Path) -> float:
-    """Return the top-1 (percent) of the tower's original classifier on its class token now."""
-    assert isinstance(tower.contract, ImageContract)
-    images, classes = photographs(kit, tower.contract)
-    state = load_file(kit / WEIGHTS)
-    right = 0
-    for batch, labels in zip(images.split(100), classes.split(100), strict=True):
-        logits = tower.tokens(batch).features[:, 0] @ state["head.weight"].float().T + state["head.bias"].float()
-        right += int((logits.argmax(1) == labels).sum())
-    return 100 * right / len(classes)
-
-
-def knowledge(folder: Path, kit: Path) -> dict[str, float]:
-    """Return top-1 before and after, and the share that was kept."""
-    model = lilt.load(folder)
-    after = top1(model.core.vision, kit)
-    with model.disabled():
-        before = top1(model.core.vision, kit)
-    return {"top1_before": before, "top1_after": after, "kept": after / before}
+def knowledge(folder: Path) -> dict[str, float]:
+    """Return top-1 before and after (percent), and the share that was kept."""
+    values = dict(parse_task(CLASSIFIER)(lilt.load(folder), Setting()))
+    return {name: values[f"classifier/top1/{name}"] for name in ("before", "after", "kept")}
 
 
 def train(folder: Path, options: list[str]) -> None:
@@ -76,8 +62,7 @@ def train(folder: Path, options: list[str]) -> None:
     if (folder / "state").exists():
         subprocess.run([*command, "--config", str(folder / "config.yaml"), "--resume"], check=True)
         return
-    recipe = HERE.parent / "recipes" / "rsicd.yaml"
-    subprocess.run([*command, "--config", str(recipe), "--overwrite", "--output", str(folder), *options], check=True)
+    subprocess.run([*command, "--config", str(RECIPE), "--overwrite", "--output", str(folder), *options], check=True)
 
 
 def done() -> set[tuple[Any, ...]]:
@@ -94,29 +79,34 @@ def main() -> None:
     parser.add_argument("--lr", default="own", help="learning rates of the tower tensors; own: the policy's")
     parser.add_argument("--images", default="all", help="numbers of training images")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--epochs", type=float, default=4, help="passes over as many pairs as were asked for")
+    parser.add_argument("--steps", type=int, default=136, help="of 128 pairs; 136 are two passes over all pairs")
+    parser.add_argument("--same_compute", action="store_true", help="more steps for policies whose step costs less")
     parser.add_argument("--runs", type=Path, default=Path("runs/policies"))
     given, more = parser.parse_known_args()
-    kit = Path(os.environ["LILT_KIT"])
+    os.environ["LILT_KIT"]  # the recipe reads it: fail early
     grid = itertools.product(
         given.seeds.split(","), given.images.split(","), split_top(given.policies, ","), given.lr.split(",")
     )
     for seed, images, policy, lr in grid:
-        key = (policy, lr, images, seed, given.epochs, *more)
+        steps = round(given.steps / step_ratio(policy)) if given.same_compute else given.steps
+        key = (policy, lr, images, seed, steps, *more)
         if key in done():
             continue
-        name = "".join(c if c.isalnum() else "_" for c in "-".join(map(str, key)))
-        options = ["--policy", policy, "--seed", seed, "--epochs", str(given.epochs), *more]
+        folder = given.runs / "".join(c if c.isalnum() else "_" for c in "-".join(map(str, key)))
+        pairs = PAIRS if images == "all" else int(images)
+        options = ["--policy", policy, "--seed", seed, "--max_steps", str(steps), *more]
+        options += ["--eval_every", str(steps / 4 / (pairs // 128))]
         options += [] if lr == "own" else ["--lr", lr]
         options += [] if images == "all" else ["--max_images", images]
-        train(given.runs / name, options)
-        row = {"key": key, "images": images} | collect(given.runs / name) | knowledge(given.runs / name, kit)
+        train(folder, options)
+        row: dict[str, Any] = {"key": key, "images": pairs} | collect(folder) | knowledge(folder)
+        row |= {"study": "compute" if given.same_compute else "steps", "step_ratio": step_ratio(policy)}
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
         print(
             f"{policy}, lr {lr}, {images} images, seed {seed}: validation {row['val_mean_recall']:.2f}, "
-            f"test {row['test']['mean_recall']:.2f}, kept {row['kept']:.2f}"
+            f"test {row['test']['mean_recall']:.2f}, kept {row['kept']:.1f} %"
         )
     print(f"written to {RESULTS}; now run: python benchmarks/report.py")
 

@@ -27,6 +27,7 @@ SHOWN = (
     "text_policy",
     "epochs",
     "image_px",
+    "train_tokens",
     "precision",
     "batch_size",
     "lr",

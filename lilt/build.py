@@ -31,10 +31,10 @@ from lilt.data import (
     train_transform,
 )
 from lilt.losses import build_loss
-from lilt.model import Scale, Teacher, TwoTower, build_heads, build_teacher
+from lilt.model import Scale, Teacher, TwoTower, build_heads, build_projection, build_teacher
 from lilt.policies import apply, parse_policy, plan
 from lilt.policies.peft import written_out
-from lilt.towers import ImageContract, Tokenizer, build_tower, expand
+from lilt.towers import ImageContract, Tokenizer, build_tower, expand, load_baseline
 from lilt.towers.loading import fixed_seed
 
 T = TypeVar("T", bound=ModelConfig)
@@ -74,6 +74,24 @@ def build_model(
     start = config.scale or loss.scale_start or 1.0
     scale = Scale(start, config.scale_min, config.scale_max, learned=loss.needs_scale)
     return TwoTower(image, language, projection, scale, shared, loss.bias_start)
+
+
+def build_baseline(what: str) -> tuple[TwoTower, ModelConfig]:
+    """Build a model that comes with both sides (`open_clip:ARCH@TAG`, `hf:NAME`) as it is; settings that describe it.
+
+    Its own projections are the last part of its towers.
+    """
+    found = load_baseline(what)
+    low, high = min(ModelConfig.scale_min, found.scale), max(ModelConfig.scale_max, found.scale)
+    for tower in (found.vision, found.text):
+        apply(plan(parse_policy("frozen", tower.side), tower), tower)
+    projection = build_projection("none", found.vision.dim, found.text.dim)
+    core = TwoTower(found.vision, found.text, projection, Scale(found.scale, low, high), bias=found.bias)
+    loss = "softmax" if found.bias is None else "sigmoid"
+    settings = ModelConfig(
+        what, what, "frozen", projection="none", loss=loss, scale=found.scale, scale_min=low, scale_max=high
+    )
+    return core.requires_grad_(False), settings
 
 
 @dataclass(frozen=True)
@@ -168,9 +186,15 @@ def build_pairs(config: TrainConfig, model: TwoTower, samples: list[Sample] | Sh
     transform = train_transform(image, config.augment)
     options: dict[str, Any] = {"captions": config.captions, "seed": config.seed}
     if isinstance(samples, ShardSet):
+        if config.views is not None:
+            raise ValueError(
+                f"views={config.views} cannot be had of shards, which are read as they lie; expected a manifest; leave "
+                "views out"
+            )
         dataset: Pairs = ShardDataset(samples, transform, **options)
     else:
-        dataset = PairDataset(samples, language, transform, max_tokens=config.train_tokens, **options)
+        views = 1 if config.augment == "none" else config.views
+        dataset = PairDataset(samples, language, transform, max_tokens=config.train_tokens, views=views, **options)
     shape = tuple(model.vision.example().shape[1:])  # type: ignore[union-attr]
     return dataset, Collate(language, shape, config.train_tokens)
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lilt import distributed
 from lilt.config import ModelConfig
 from lilt.model import TwoTower
 from lilt.towers import ImageContract, Tower
@@ -34,10 +35,16 @@ class Trains(Protocol):
 
 
 def save(model: TwoTower, config: ModelConfig, folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
-    """Write adapter.safetensors, lilt.json and README.md; each file is replaced whole, the contract last."""
+    """Write adapter.safetensors, lilt.json and README.md; each file is replaced whole, the contract last.
+
+    Where tensors are spread over ranks all of them must call it, and the main one writes.
+    """
     target = Path(folder)
+    trained = model.trained()
+    tensors = {name: distributed.whole(p.detach()).cpu().contiguous() for name, p in trained.items()}
+    if any(map(distributed.is_spread, trained.values())) and not distributed.is_main():
+        return target
     target.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in model.trained().items()}
     fresh = target / f"{ADAPTER}.tmp"
     save_file(tensors, fresh, metadata={"format": "pt"})
     contract = describe(model, config, tensors, metrics or {}) | {"adapter_sha256": _sha256(fresh)}
@@ -114,7 +121,7 @@ def restore(model: TwoTower, folder: str | Path) -> dict[str, Any]:
 
 
 def load_trained(model: Trains, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors into exactly the trained parameters of a model."""
+    """Copy tensors into exactly the trained parameters of a model, be they spread over ranks or not."""
     trained = model.trained()
     for problem, names in (("misses", set(trained) - set(tensors)), ("has surplus", set(tensors) - set(trained))):
         if names:
@@ -129,7 +136,7 @@ def load_trained(model: Trains, tensors: Mapping[str, Tensor], source: str) -> N
                     f"{source}: {name!r} has shape {tuple(tensors[name].shape)}, the model {tuple(parameter.shape)}; "
                     "build the model as lilt.json says"
                 )
-            parameter.copy_(tensors[name])
+            parameter.copy_(distributed.spread_like(tensors[name], parameter))
 
 
 def _check_tower(side: str, saved: Mapping[str, Any], tower: Tower) -> None:

@@ -103,14 +103,29 @@ class TrainConfig(ModelConfig):
     """share of the peak where warm-up starts and the cosine ends"""
     warmup_steps: int | None = None
     """steps of linear warm-up; default: 5 %% of all"""
+    optimizer: str = "adamw"
+    """adamw, or adamw8bit: moments of large tensors in a quarter of the memory; needs bitsandbytes"""
     weight_decay: float = 0.02
     """AdamW decay of matrices; norms, biases and the scale have none"""
     beta2: float = 0.999
     """second moment of AdamW"""
     clip_norm: float | None = 1.0
     """largest gradient norm; none: no clipping"""
+    reuse: str = "auto"
+    """what frozen parts give of each image and caption is computed once and kept in memory or on disk; off: computed
+    anew each time; auto: as it pays. Images need augment=none or views"""
+    reuse_dtype: str | None = None
+    """fp32, bf16 or fp16, as which it is kept; default: fp32, or as in precision"""
+    views: int | None = None
+    """each image has so many augmented views, the same in all epochs; default: a new one each time"""
     precision: str = "no"
     """no (fp32), bf16 or fp16"""
+    checkpointing: bool = False
+    """keep of each block of the towers its input alone and compute it again on the way back: less memory, more time"""
+    compile: bool = False
+    """compile the blocks of both towers: the first steps take minutes, the others less time"""
+    compile_backend: str = "inductor"
+    """what compiles them: inductor, which on CPU needs a C++ compiler, or another backend of torch.compile"""
     workers: int = 2
     """data loading processes per training process"""
     eval_every: float = 1.0

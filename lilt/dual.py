@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lilt import checkpoint
-from lilt.build import build_model, settled
+from lilt.build import build_baseline, build_model, settled
 from lilt.config import ModelConfig
 from lilt.data import eval_transform, open_image
 from lilt.model import TwoTower
 from lilt.policies import Fate, check_alive, fates, merge, parse_policy
-from lilt.towers import ImageContract
+from lilt.towers import ImageContract, names_model
 
 Images = Tensor | Sequence[Image.Image | str | Path]
 
@@ -181,6 +181,11 @@ class DualEncoder(nn.Module):
     def save(self, folder: str | Path, metrics: dict[str, Any] | None = None, overwrite: bool = False) -> Path:
         """Write the trained tensors and their contract; a folder that holds a checkpoint is refused unless asked."""
         self._refuse_while_off("save")
+        if not self.core.trained():
+            raise ValueError(
+                f"nothing is trained in this model of {self.config.vision!r}, and a checkpoint holds what is trained; "
+                "expected a trained policy or heads; build or load it by its name again"
+            )
         if checkpoint.holds_run(folder) and not overwrite:
             raise ValueError(
                 f"{folder} already holds a checkpoint; nothing was written: pass overwrite=True or another folder"
@@ -201,8 +206,18 @@ def load(
 ) -> DualEncoder:
     """Load a checkpoint in eval mode; modules stand in for towers that were passed as modules, settings override.
 
+    Or an off-the-shelf model of images and texts as it is, by its spec: `open_clip:ARCH@TAG`, `hf:NAME_OR_FOLDER`.
     Raises ValueError when the base weights, the tokenizer or the set of trained tensors are not the saved ones.
     """
+    if names_model(str(folder)):
+        given = {"vision": vision, "text": text, "preprocess": preprocess, "tokenizer": tokenizer, **settings}
+        if changes := [name for name, value in given.items() if value is not None]:
+            raise ValueError(
+                f"{changes[0]} came with the model {str(folder)!r}, which is taken as it is; expected the folder of a "
+                f"run to change settings of; leave {changes[0]} out"
+            )
+        core, config = build_baseline(str(folder))
+        return DualEncoder(core.eval(), config)
     config = replace(checkpoint.settings_of(checkpoint.read_contract(folder)), **settings)
     for side, module in (("vision", vision), ("text", text)):
         if getattr(config, side).startswith("module:") and module is None:

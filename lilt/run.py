@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from rich.console import Console
 
 from lilt import checkpoint, distributed
@@ -18,11 +17,13 @@ from lilt.config import TrainConfig
 from lilt.data import Sample
 from lilt.evaluate import Finished, Setting, Task, evaluate, evaluate_retrieval, flat
 from lilt.evaluate.folder import data_of, open_run
-from lilt.losses import SAME, build_loss
 from lilt.model import TwoTower
 from lilt.policies import check_alive, fates, summary
 from lilt.train import Outcome, RunLog, Trainer, read_metrics
-from lilt.train.bill import Bill, check_price, write_bill
+from lilt.train.agree import check_agreement
+from lilt.train.bill import Bill, write_bill
+from lilt.train.check import check
+from lilt.train.engine import gathered, make_accelerator
 from lilt.train.folder import CONFIG, check_folder, new_folder, open_folder
 from lilt.train.meter import Meter
 from lilt.train.objectives import parse_objective
@@ -50,7 +51,7 @@ def align(config: TrainConfig, console: Console, watch: Callable[[Trainer], None
     """
     check(config)
     config = settled(config)
-    accelerator = _accelerator(config)
+    accelerator = make_accelerator(config.precision)
     distributed.use_all_cores()
     began = Meter()
     config = replace(config, output=config.output or new_folder(config))
@@ -63,6 +64,7 @@ def align(config: TrainConfig, console: Console, watch: Callable[[Trainer], None
                 check_alive(tower)
         splits = build_splits(config)
         dataset, collate = build_pairs(config, core, splits.train)
+        check_agreement(config, core, dataset)
         teacher = build_teacher_of(config, core, parse_objective(config.distill).needs)
         if teacher is not None:
             teacher.to(accelerator.device)
@@ -89,7 +91,7 @@ def align(config: TrainConfig, console: Console, watch: Callable[[Trainer], None
         after = bill = None
         if outcome.finished:
             checkpoint.restore(core, folder)
-            with outcome.meter("evaluation"):
+            with outcome.meter("evaluation"), gathered(accelerator, core):
                 after = look(core, splits.test, log, "test") if splits.test else None
             bill = write_bill(outcome.meter, accelerator.device, config.price)
             _finish(config, core, folder, log, outcome, after, bill)
@@ -105,34 +107,6 @@ def align(config: TrainConfig, console: Console, watch: Callable[[Trainer], None
         folder,
         bill,
     )
-
-
-def check(config: TrainConfig) -> None:
-    """Raise for settings that would only be noticed after minutes."""
-    check_price(config.price)
-    build_loss(config.loss)
-    parse_objective(config.distill)
-    for name, known in (("precision", ("no", "bf16", "fp16")), ("same", SAME), ("captions", ("one", "all"))):
-        if getattr(config, name) not in known:
-            raise ValueError(f"{name}={getattr(config, name)!r}; expected one of {', '.join(known)}; choose one")
-    positive = ("epochs", "batch_size", "micro_batch", "eval_every", "log_every", "max_steps", "max_bad_steps")
-    for name in (*positive, "keep_states"):
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"{name}={value}; expected more than 0; give a positive number, or leave it out")
-    plain = {f.name: f.default for f in fields(TrainConfig) if f.name.startswith("distill")}
-    if config.teacher is None and (idle := [name for name in plain if getattr(config, name) != plain[name]]):
-        raise ValueError(
-            f"{idle[0]}={getattr(config, idle[0])} came without a teacher; expected an image model to learn from; name "
-            "one with --teacher, or leave it out"
-        )
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    try:
-        return Accelerator(mixed_precision=config.precision)
-    except ValueError as error:
-        raise ValueError(f"precision={config.precision} does not work here: {error}; use bf16 or no") from error
 
 
 def _announce(log: RunLog, config: TrainConfig, core: TwoTower, pairs: int, cut: int) -> None:
@@ -193,8 +167,8 @@ def _finish(
     bill: Bill,
 ) -> None:
     """Write the test recalls into the checkpoint and the log."""
-    if distributed.is_main():
-        metrics = checkpoint.read_contract(folder)["metrics"]
+    if distributed.is_main() or distributed.shards(core):  # each has a share of what is saved
+        metrics = checkpoint.read_contract(folder)["metrics"] if distributed.is_main() else {}
         metrics |= {f"test/{name}": value for name, value in flat(after or {})}
         checkpoint.save(core, config, folder, metrics)
     log.metrics(

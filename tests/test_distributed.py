@@ -22,15 +22,15 @@ from tests import joint_step
 ROOT = Path(__file__).parents[1]
 
 
-def torchrun(processes: int, *words: object) -> None:
-    """Start a program in several CPU processes as the README does."""
+def torchrun(processes: int, *words: object, **variables: str) -> None:
+    """Start a program in several CPU processes as the README does; variables: more of its environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    plain = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [*launch, *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=os.environ | plain | variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

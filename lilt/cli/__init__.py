@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from lilt.cli.budgets import budgets
+from lilt.cli.compare import compare
 from lilt.cli.cost import cost
 from lilt.cli.evaluate import evaluate
 from lilt.cli.merge import merge
 from lilt.cli.options import parse_train
 from lilt.cli.policies import policies
+from lilt.cli.report import report
 from lilt.cli.shards import shards
 from lilt.cli.train import train
 from lilt.registry import nearest
@@ -24,6 +26,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "budgets": budgets,
     "merge": merge,
     "cost": cost,
+    "report": report,
+    "compare": compare,
     "shards": shards,
 }
 

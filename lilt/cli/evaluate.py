@@ -13,13 +13,13 @@ from lilt.cli.options import parse
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Measure what a checkpoint can do: retrieval, or the tasks of --task."""
+    """Measure what a checkpoint or an off-the-shelf model can do: retrieval, or the tasks of --task."""
     parser = ArgumentParser(prog="lilt evaluate", exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("run", help="folder of a checkpoint")
+    parser.add_argument("run", help="folder of a checkpoint; or open_clip:ARCH@TAG, hf:NAME_OR_FOLDER")
     parser.add_argument(
         "--task", action="append", default=[], help="such as knn(k=20), may be repeated; default: recalls as a table"
     )
-    parser.add_argument("--data", default="", help="manifest, or demo; default: the one of the run")
+    parser.add_argument("--data", default="", help="manifest, or demo; default: the one of the run, if it is a run")
     parser.add_argument("--image_root", default="", help="folder that image paths are relative to")
     parser.add_argument("--split", default="test", help="split to evaluate")
     parser.add_argument("--batch_size", type=int, default=128, help="images at a time")

@@ -12,6 +12,8 @@ from jsonargparse import ArgumentParser, Namespace
 from lilt.config import TrainConfig
 from lilt.registry import nearest
 
+SWITCHES = ("--resume", "--overwrite", "--checkpointing", "--compile")
+
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     """Parse; a complaint about an unknown option names the nearest known one."""
@@ -30,9 +32,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
 def _switches(argv: Sequence[str]) -> list[str]:
     """Read `--resume` alone as `--resume true`."""
     following = [*argv[1:], ""][: len(argv)]
-    alone = [
-        a in ("--resume", "--overwrite") and b not in ("true", "false") for a, b in zip(argv, following, strict=True)
-    ]
+    alone = [a in SWITCHES and b not in ("true", "false") for a, b in zip(argv, following, strict=True)]
     return [f"{a}=true" if bare else a for a, bare in zip(argv, alone, strict=True)]
 
 

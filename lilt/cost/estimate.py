@@ -16,9 +16,10 @@ from lilt.config import TrainConfig
 from lilt.cost.entry import Entry
 from lilt.cost.plan import Plan, make_plan
 from lilt.data import Order, Sample
-from lilt.run import align, check, measure
+from lilt.run import align, measure
 from lilt.train import RunLog, Trainer
 from lilt.train.bill import Bill, shares_of
+from lilt.train.check import check
 from lilt.train.meter import Meter
 
 STEPPING = ("data", "steps")

@@ -34,13 +34,17 @@ class TokenTable:
 
 @dataclass(frozen=True)
 class Pair:
-    """One image tensor (3, H, W), or None and why; one caption, encoded or as text; which image and text it is."""
+    """One image tensor (3, H, W), or None and why; one caption, encoded or as text; which image and text it is.
+
+    view: which of its fixed views the image is in.
+    """
 
     image: Tensor | None
     tokens: dict[str, list[int]] | str
     image_id: int
     text_id: int
     fault: Fault | None = None
+    view: int = 0
 
 
 class Pairs(Dataset[Pair], ABC):
@@ -76,7 +80,11 @@ class Pairs(Dataset[Pair], ABC):
 
 
 class PairDataset(Pairs):
-    """The pairs of a manifest; all captions are encoded once, before training."""
+    """The pairs of a manifest; all captions are encoded once, before training.
+
+    views: each image has so many augmented views, drawn once and for all; None: it is augmented anew each time. opens:
+    whether images are opened at all, which they need not where what becomes of them is stored.
+    """
 
     def __init__(
         self,
@@ -87,8 +95,10 @@ class PairDataset(Pairs):
         max_tokens: int | None = None,
         captions: str = "one",
         seed: int = 0,
+        views: int | None = None,
     ):
         check_captions(captions)
+        self.views, self.opens = views, True
         texts = sorted({c for s in samples for c in s.captions})
         number = {text: i for i, text in enumerate(texts)}
         self.texts = [[number[c] for c in s.captions] for s in samples]
@@ -107,8 +117,15 @@ class PairDataset(Pairs):
         else:
             image_id, caption = unit, int(torch.randint(len(self.texts[unit]), ()))
         text_id = self.texts[image_id][caption]
-        image, fault = read_image(self.paths[image_id], self.transform)
-        return Pair(image, self.table[text_id], image_id, text_id, fault)
+        view = 0 if self.views is None else int(torch.randint(self.views, ()))
+        image, fault = self.see(image_id, view) if self.opens else (None, None)
+        return Pair(image, self.table[text_id], image_id, text_id, fault, view)
+
+    def see(self, image_id: int, view: int) -> tuple[Tensor | None, Fault | None]:
+        """Return an image in one of its views, or None and why not; whatever is random comes from the CPU generator."""
+        if self.views is not None:
+            torch.default_generator.manual_seed(draw_seed(~self.seed, view, image_id))
+        return read_image(self.paths[image_id], self.transform)
 
 
 def check_captions(captions: str) -> None:

@@ -83,7 +83,9 @@ class TwoTower(nn.Module):
         image, text = self._behind(self.vision, images), self._behind(self.text, tokens)
         joint = self.projection.project_vision(image).float(), self.projection.project_text(text).float()
         hidden = None if image.hidden is None or text.hidden is None else (_unit(image.hidden), _unit(text.hidden))
-        return Embeddings(_unit(joint[0]), _unit(joint[1]), self.scale(), joint, hidden, self.bias)
+        # a copy: engines hang hooks on what a forward gives, and on the parameter itself they would pile up
+        bias = None if self.bias is None else self.bias.clone()
+        return Embeddings(_unit(joint[0]), _unit(joint[1]), self.scale(), joint, hidden, bias)
 
     def _behind(self, tower: Tower, inputs: Inputs) -> Encoded:
         """Return what the projection is given; tokens are kept only where somebody reads them."""

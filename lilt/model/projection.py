@@ -43,6 +43,11 @@ class Projection(nn.Module):
         """Take what became of one side to the joint space."""
         return self.through(encoded.pooled, side)
 
+    def project_tokens(self, encoded: Encoded, side: str) -> Tensor:
+        """Take each token of one side to the joint space by itself, (B, L, dim)."""
+        assert encoded.tokens is not None
+        return self.through(encoded.tokens.features, side)
+
     def project_vision(self, encoded: Encoded) -> Tensor:
         """Take images to the joint space."""
         return self.project(encoded, "vision")
@@ -145,6 +150,11 @@ class TokenMean(Projection):
         assert encoded.tokens is not None
         mapped = encoded.tokens._replace(features=self.tokens.through(encoded.tokens.features, side))
         return self.through(encoded.pooled, side) + pool_tokens(mapped, "mean")
+
+    def project_tokens(self, encoded: Encoded, side: str) -> Tensor:
+        assert encoded.tokens is not None
+        # so that the mean of them is what `project` gives
+        return self.through(encoded.pooled, side).unsqueeze(1) + self.tokens.through(encoded.tokens.features, side)
 
 
 @projections.register("none")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lilt import distributed
 from lilt.towers.anatomy import is_attention
 from lilt.towers.base import ImageContract, Inputs, Tower
 
@@ -80,8 +81,8 @@ class Gradients(NamedTuple):
 
 
 def read_gradients(parameters: dict[str, nn.Parameter]) -> Gradients:
-    """Read the gradients that a backward left, with a single wait for the device."""
-    given = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    """Read the gradients that a backward left, this rank's share of them, with a single wait for the device."""
+    given = {name: distributed.ours(p.grad) for name, p in parameters.items() if p.grad is not None}
     told: Any = [torch.stack([gradient.any(), gradient.isfinite().all()]) for gradient in given.values()]
     told = torch.stack(told).tolist() if told else []
     zero = {name for name, (some, _) in zip(given, told, strict=True) if not some}

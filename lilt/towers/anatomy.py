@@ -83,7 +83,8 @@ def is_norm(module: nn.Module) -> bool:
 
 def is_attention(module: nn.Module) -> bool:
     """Say whether a module's class is an attention."""
-    return isinstance(module, nn.MultiheadAttention) or "attention" in type(module).__name__.lower()
+    name = type(module).__name__.lower()
+    return isinstance(module, nn.MultiheadAttention) or "attention" in name or name.endswith("attn")
 
 
 def is_dense(module: nn.Module) -> bool:

@@ -83,6 +83,7 @@ class Tower(nn.Module):
         self.anatomy = Anatomy((), ())
         self.roles: dict[str, str] | None = None  # what its owner says of its parts: path pattern -> role
         self.fingerprint = ""
+        self.still: frozenset[str] = frozenset()  # modules of the body that stay in eval mode
         self.fates: dict[str, Any] | None = None  # set when a policy is applied: trained parameter -> why
 
     def run(self, inputs: Inputs) -> Any:
@@ -119,6 +120,13 @@ class Tower(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         return self.encode(inputs).pooled
+
+    def train(self, mode: bool = True) -> Tower:
+        """Set the mode; what is to stay still stays in eval mode."""
+        super().train(mode)
+        for path in self.still:
+            self.body.get_submodule(path).training = False
+        return self
 
     def example(self) -> Inputs:
         """Return the smallest honest input: one grey image or one short caption."""

@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lilt.config import TrainConfig
+from lilt.model import Teacher, TwoTower
+from lilt.towers.loading import fixed_seed
 from lilt.train.bank import Bank
-from lilt.train.objectives import Distillation, Target
+from lilt.train.objectives import Distillation, Target, parse_objective
 
 
 class Distiller(nn.Module):
@@ -116,3 +119,24 @@ class Distiller(nn.Module):
     @staticmethod
     def _wide(rows: Tensor) -> Tensor:
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def build_distiller(
+    config: TrainConfig, core: TwoTower, teacher: Teacher | None, rows: int, steps: int
+) -> Distiller | None:
+    """Return what a model meets its teacher with, started from the seed, for batches of so many rows; None: no teacher.
+
+    Raises ValueError for a bank that such a run never fills.
+    """
+    if teacher is None:
+        return None
+    with fixed_seed(config.seed):
+        return Distiller(
+            parse_objective(config.distill),
+            core.projection.dim,
+            teacher.dim,
+            batch_size=rows,
+            pairs=steps * rows,
+            image_weight=config.distill_image,
+            text_weight=config.distill_text,
+        )

@@ -23,6 +23,7 @@ _FREE = (
     "overwrite",
     "output",
     "workers",
+    "checkpointing",
     "log_every",
     "max_bad_share",
     "max_bad_steps",
@@ -59,7 +60,8 @@ def open_folder(config: TrainConfig, folder: Path) -> None:
     """Make the run folder, emptied of an old run where that was asked for."""
     if config.resume or not distributed.is_main():
         return
-    for name in (checkpoint.ADAPTER, checkpoint.CONTRACT, checkpoint.CARD, METRICS, BAD_IMAGES, CONFIG):
+    old = (checkpoint.ADAPTER, checkpoint.CONTRACT, checkpoint.CARD, METRICS, BAD_IMAGES, CONFIG, "report.html")
+    for name in old:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / STATE, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -49,8 +49,8 @@ class FirstSteps:
         self.left -= 1
         if self.left or not silent:
             return
-        begins = any(not p.any() for name, p in trained.items() if name in woken)
-        if not any(distributed.gather_objects(begins)):
+        zeros = {name for name, p in trained.items() if name in woken and not distributed.ours(p).any()}
+        if not set.intersection(*distributed.gather_objects(zeros)):
             raise _silent([name for name in trained if name in silent], len(trained))
         self.left = 1
 

@@ -7,10 +7,13 @@ from collections.abc import Iterable
 
 import torch
 from torch.nn import Parameter
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lilt import distributed
 from lilt.model import TwoTower
+
+OPTIMIZERS = ("adamw", "adamw8bit")
 
 
 def parameter_groups(
@@ -39,10 +42,30 @@ def make_optimizer(
     weight_decay: float,
     beta2: float,
     beside: Iterable[Parameter] = (),
-) -> AdamW:
-    """Return AdamW over the trained parameters, fused where the device has it."""
+    kind: str = "adamw",
+) -> Optimizer:
+    """Return an optimizer over the trained parameters: AdamW, fused where the device has it, or with 8-bit moments."""
+    if kind == "adamw8bit":
+        return _eight_bit(parameter_groups(model, lr, head_lr, weight_decay, beside), beta2)
     fused = next(model.parameters()).device.type in ("cuda", "cpu")
     return AdamW(parameter_groups(model, lr, head_lr, weight_decay, beside), betas=(0.9, beta2), fused=fused)
+
+
+def _eight_bit(groups: list[dict], beta2: float) -> Optimizer:
+    if any(distributed.is_spread(parameter) for group in groups for parameter in group["params"]):
+        raise ValueError(
+            "optimizer=adamw8bit came with FSDP2, which shares the moments out by itself; expected one of the two; "
+            "leave --optimizer out, or launch with DDP"
+        )
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            "optimizer=adamw8bit needs bitsandbytes, which is not installed; expected it beside lilt; "
+            "pip install 'lilt[bitsandbytes]', or leave --optimizer out"
+        ) from error
+    made: Optimizer = AdamW8bit(groups, betas=(0.9, beta2))
+    return made
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int, floor: float) -> LambdaLR:

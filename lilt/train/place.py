@@ -11,11 +11,16 @@ from lilt.train.meter import Meter
 
 @dataclass
 class Place:
-    """Where a run stands; part of the resume state."""
+    """Where a run stands; part of the resume state.
+
+    micro_batch: what is left of it after steps that ran out of memory, None before; proved: steps done with that size.
+    """
 
     step: int = 0
     best: float = -math.inf
     best_step: int = 0
+    micro_batch: int | None = None
+    proved: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resume needs."""

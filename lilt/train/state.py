@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
 from lilt import distributed
 from lilt.checkpoint import load_trained
+from lilt.train.moments import load_moments, save_moments, set_aside
 from lilt.train.step import Learner
 
 STATE, SUMS = "state", "sums.json"
@@ -24,8 +26,10 @@ def keep_frozen_weights_out(accelerator: Accelerator, learner: Learner) -> None:
 
     def save(models: list[Any], weights: list[dict], folder: str) -> None:
         weights.clear()
+        if not (accelerator.is_main_process or accelerator.is_fsdp2):  # where each has a share
+            return
+        tensors = {name: distributed.whole(p.detach()).cpu().contiguous() for name, p in learner.trained().items()}
         if accelerator.is_main_process:
-            tensors = {name: p.detach().cpu().contiguous() for name, p in learner.trained().items()}
             save_file(tensors, Path(folder) / _TRAINED)
 
     def load(models: list[Any], folder: str) -> None:
@@ -44,7 +48,11 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> 
         shutil.rmtree(fresh, ignore_errors=True)
         states.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
-    accelerator.save_state(str(fresh), safe_serialization=True)
+    # DeepSpeed writes its own file of the model, which the hook does not see
+    lean = {"exclude_frozen_parameters": True} if accelerator.distributed_type == DistributedType.DEEPSPEED else {}
+    with set_aside(accelerator):
+        accelerator.save_state(str(fresh), safe_serialization=True, **lean)
+    save_moments(accelerator, fresh)
     distributed.barrier()
     if accelerator.is_main_process:
         (fresh / SUMS).write_text(json.dumps(_sums(fresh)), encoding="utf-8")
@@ -54,6 +62,14 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> 
         for other in [*whole[:-keep], *states.glob("*.tmp")]:
             shutil.rmtree(other, ignore_errors=True)
     distributed.barrier()
+
+
+def load_state(accelerator: Accelerator, state: Path) -> None:
+    """Go on from a state, which any engine may have written."""
+    lean = {"load_module_strict": False} if accelerator.distributed_type == DistributedType.DEEPSPEED else {}
+    with set_aside(accelerator):
+        accelerator.load_state(str(state), **lean)
+    load_moments(accelerator, state)
 
 
 def find_state(folder: Path) -> tuple[Path, list[Path]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -13,7 +16,9 @@ from lilt import distributed
 from lilt.data import Batch
 from lilt.losses import Loss, Relation, Softmax
 from lilt.model import Teacher, TwoTower
+from lilt.towers.front import Front
 from lilt.train.distill import Distiller
+from lilt.train.engine import finish, silent
 
 Outputs = dict[str, Tensor]  # of a forward pass: rows (B, …), and numbers without dimension
 Parts = dict[str, Tensor]
@@ -30,13 +35,22 @@ class Step(NamedTuple):
 class Learner(nn.Module):
     """What is trained: the model, and beside it the distillation head, which only training needs."""
 
-    def __init__(self, core: TwoTower, distiller: Distiller | None = None):
+    def __init__(self, core: TwoTower, distiller: Distiller | None = None, fronts: Mapping[str, Front] | None = None):
         super().__init__()
         self.core = core
         self.distiller = distiller
+        self.fronts = fronts or {}
 
-    def forward(self, images: Tensor, tokens: dict[str, Tensor]) -> Outputs:
-        made = self.core(images, tokens)
+    def forward(
+        self, images: Tensor, tokens: dict[str, Tensor], stored: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Outputs:
+        """Encode pairs; stored: what the front of a tower gave, by its side, from where that tower then begins."""
+        with ExitStack() as stack:
+            for side, rows in stored.items():
+                stack.enter_context(self.fronts[side].resumed(rows))
+            if "vision" in stored and self.fronts["vision"].blind:
+                images = self.fronts["vision"].blank(stored["vision"])
+            made = self.core(images, tokens)
         out = {"image": made.image, "text": made.text}
         if self.core.scale.log.requires_grad:  # else the loss has no use for it
             out["scale"] = made.scale
@@ -123,44 +137,70 @@ def backward(
     accelerator: Accelerator,
     micro_batch: int | None = None,
     teacher: Teacher | None = None,
+    fronts: Mapping[str, Front] = MappingProxyType({}),
+    ready: Callable[[], None] = lambda: None,
+    careful: bool = False,
 ) -> Step:
     """Add the gradient of a batch to the trained tensors.
 
     With micro_batch rows at a time, the memory of the towers is that of one micro-batch and the gradient still that of
     the whole: a first pass keeps the outputs alone, the loss gives their gradient, a second pass carries it into the
-    towers, with the same dropout.
+    towers, with the same dropout. The frozen front of a tower is run once: what it gives is kept for the second pass.
+    ready is called before ranks wait for one another. careful: gradients are exchanged behind the way back, not on it.
     Source: Gao et al. 2021, arXiv 2101.06983.
     """
+    taught = batch.stored.get("teacher")
+    batch = replace(batch, stored={side: rows for side, rows in batch.stored.items() if side in fronts})
     pieces = [batch] if micro_batch is None or micro_batch >= len(batch.image_id) else batch.split(micro_batch)
-    taught = None
-    if teacher is not None:
+    if teacher is not None and taught is None:
         with torch.no_grad(), accelerator.autocast():
             taught = torch.cat([teacher(piece.images) for piece in pieces])
     if len(pieces) == 1:
-        out = model(batch.images, batch.tokens)
-        loss, parts = objective(out, batch, taught)
-        accelerator.backward(loss)
+        with silent(accelerator, model) if careful else nullcontext():
+            out = model(batch.images, batch.tokens, batch.stored)
+            ready()
+            loss, parts = objective(out, batch, taught)
+            accelerator.backward(loss)
+        if careful:
+            ready()
+        finish(accelerator, model, careful)
         objective.remember()
         return Step(loss.detach(), parts, _broken(out))
-    states, made = [], []
+    states, made, stored = [], [], []
     with torch.no_grad():
         for piece in pieces:
-            states.append(_random_state(accelerator.device))
-            made.append(model(piece.images, piece.tokens))
+            states.append(random_state(accelerator.device))
+            with _recording(fronts, piece.stored) as kept:
+                made.append(model(piece.images, piece.tokens, piece.stored))
+            stored.append({**piece.stored, **kept})
+    ready()
     leaves = {name: _joined([out[name] for out in made]).requires_grad_() for name in made[0]}
     loss, parts = objective(leaves, batch, taught)
     gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-    after = _random_state(accelerator.device)
-    for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
+    after = random_state(accelerator.device)
+    for number, (piece, state, known) in enumerate(zip(pieces, states, stored, strict=True)):
         last = number == len(pieces) - 1
-        _set_random_state(accelerator.device, state)
+        set_random_state(accelerator.device, state)
+        if last:
+            ready()
         # one exchange of gradients a step, behind the last piece
-        with nullcontext() if last else accelerator.no_sync(model):
-            out = model(piece.images, piece.tokens)
+        with nullcontext() if last else silent(accelerator, model):
+            out = model(piece.images, piece.tokens, known)
             accelerator.backward(_carried(out, gradients, number * len(pieces[0].image_id)))
-    _set_random_state(accelerator.device, after)
+    set_random_state(accelerator.device, after)
+    finish(accelerator, model)
     objective.remember()
     return Step(loss.detach(), parts, _broken(leaves))
+
+
+@contextmanager
+def _recording(fronts: Mapping[str, Front], known: Collection[str]) -> Iterator[dict[str, Tensor]]:
+    """Keep what the fronts of the towers give in the forward that runs inside, but for the sides that are known."""
+    found: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        kept = {side: stack.enter_context(front.recording()) for side, front in fronts.items() if side not in known}
+        yield found
+        found.update((side, rows[0]) for side, rows in kept.items())
 
 
 def _broken(out: Outputs) -> Tensor:
@@ -183,11 +223,13 @@ def _carried(out: Outputs, gradients: dict[str, Tensor], start: int) -> Tensor:
     return torch.stack(terms).sum()
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the states of the generators that dropout draws from."""
     return torch.get_rng_state(), None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
 
 
-def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    """Put them back."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.get_device_module(device).set_rng_state(state[1])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.nn.utils import get_total_norm
+from accelerate.utils import DistributedType
 
 from lilt import distributed
 from lilt.config import TrainConfig
@@ -16,17 +17,19 @@ from lilt.data import Batch, Batches, Collate, Pairs, make_loader
 from lilt.data.order import draw_seed
 from lilt.losses import build_loss
 from lilt.model import Teacher, TwoTower
-from lilt.towers.loading import fixed_seed
-from lilt.train.distill import Distiller
+from lilt.train.blocks import treat_blocks
+from lilt.train.distill import build_distiller
+from lilt.train.engine import clip, gathered, prepare, spread
 from lilt.train.guard import Guard
 from lilt.train.kernels import quick_attention
 from lilt.train.liveness import FirstSteps
 from lilt.train.log import BAD_IMAGES, RunLog, peak_memory
 from lilt.train.meter import Meter
-from lilt.train.objectives import parse_objective
 from lilt.train.optim import make_optimizer, make_schedule
 from lilt.train.place import Outcome, Place
-from lilt.train.state import find_state, keep_frozen_weights_out, save_state
+from lilt.train.reuse import Reuse, find_fronts
+from lilt.train.shrink import Shrink
+from lilt.train.state import find_state, keep_frozen_weights_out, load_state, save_state
 from lilt.train.step import Learner, Objective, Step, backward
 from lilt.train.stop import Stop
 
@@ -60,14 +63,21 @@ class Trainer:
         self.steps = config.max_steps or math.ceil(config.epochs * self.batches.steps_per_epoch)
         warmup = math.ceil(0.05 * self.steps) if config.warmup_steps is None else config.warmup_steps
         self.teacher = teacher
-        self.learner = Learner(core, None if teacher is None else self._distiller(teacher)).to(accelerator.device)
+        fronts = find_fronts(core)
+        self.learner = Learner(core, build_distiller(config, core, teacher, self.batches.batch, self.steps), fronts)
+        self.learner.to(accelerator.device)
+        spread(accelerator, self.learner)
+        treat_blocks(core, config, accelerator)
         beside = [] if self.learner.distiller is None else list(self.learner.distiller.parameters())
-        optimizer = make_optimizer(core, config.lr, config.head_lr, config.weight_decay, config.beta2, beside)
+        rates = config.lr, config.head_lr, config.weight_decay, config.beta2
+        optimizer = make_optimizer(core, *rates, beside, config.optimizer)
         self.schedule = make_schedule(optimizer, self.steps, warmup, config.lr_floor)
         self.place, self.meter = Place(), Meter()
         self.objective = Objective(build_loss(config.loss), config.same, self.learner.distiller, config.distill_weight)
         keep_frozen_weights_out(accelerator, self.learner)
-        self.model, self.optimizer = accelerator.prepare(self.learner, optimizer)
+        rows = self.batches.batch // distributed.world_size()
+        self.model, self.optimizer = prepare(accelerator, self.learner, optimizer, rows, config.micro_batch)
+        self.shrink = Shrink(accelerator, self.learner, self.place, config.micro_batch, log.say)
         self.guard = Guard(config.max_bad_steps, dataset.paths)
         accelerator.register_for_checkpointing(self.schedule, self.place, self.meter, self.guard)
         if self.learner.distiller is not None and self.learner.distiller.bank is not None:
@@ -78,10 +88,14 @@ class Trainer:
             state, torn = find_state(log.folder)
             for other in torn:
                 log.say(f"{other} is torn and was passed over")
-            accelerator.load_state(str(state))
+            load_state(accelerator, state)
             log.rewind(self.place.step)
         self.batches.start = self.place.step
-        self.first_steps = FirstSteps(core, self.place.step)
+        # DeepSpeed has used the gradients up before anybody can look at them
+        looked_at = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.first_steps = FirstSteps(core, 2 if looked_at else self.place.step)
+        self.reuse = Reuse(config, core, fronts, teacher, accelerator, log, self.steps * self.batches.batch)
+        self.collate = collate
         # the loader is ours: Accelerate's would repeat samples to even out batches, which are false negatives here
         self.loader = make_loader(
             dataset,
@@ -92,27 +106,16 @@ class Trainer:
             # without its own generator a loader draws its base seed from the one that dropout uses
             generator=torch.Generator().manual_seed(config.seed),
         )
-        self.faults = list(dataset.faults)
-
-    def _distiller(self, teacher: Teacher) -> Distiller:
-        """Return what the model meets its teacher with; its start is drawn from the seed."""
-        config, rows = self.config, self.batches.batch
-        with fixed_seed(config.seed):
-            return Distiller(
-                parse_objective(config.distill),
-                self.core.projection.dim,
-                teacher.dim,
-                batch_size=rows,
-                pairs=self.steps * rows,
-                image_weight=config.distill_image,
-                text_weight=config.distill_text,
-            )
+        self.faults: list[tuple[str, str]] = []
 
     def run(self) -> Outcome:
         """Train until the last step, or until asked to stop; then the state is saved.
 
         Raises ValueError for a loss that is not finite, tensors that do not learn, or too many unreadable images.
         """
+        with self.meter("data"), gathered(self.accelerator, self.core):
+            self.reuse.start(self.dataset, self.collate)
+            self.faults += self.dataset.faults
         count = 0
         every = max(1, round(self.config.eval_every * self.batches.steps_per_epoch))
         bar = self.log.bar("training", self.steps, self.place.step)
@@ -162,9 +165,14 @@ class Trainer:
         return self.batches.batch * done / max(self._stepping() - before, 1e-9)
 
     def _step(self, batch: Batch) -> Step:
-        done = backward(self.model, self.objective, batch, self.accelerator, self.config.micro_batch, self.teacher)
+        def step(micro_batch: int | None, **how: Any) -> Step:
+            ours = replace(batch, stored=dict(batch.stored))  # a step takes out what it uses
+            parts = self.objective, ours, self.accelerator, micro_batch, self.teacher, self.learner.fronts
+            return backward(self.model, *parts, **how)
+
+        done = self.shrink(len(batch.image_id), step)
         self.first_steps.look(self.optimizer)
-        norm = self._clip()
+        norm = clip(self.accelerator, self.learner.trained().values(), self.config.clip_norm)
         if self.accelerator.scaler is None:
             self.guard.step(self.optimizer, self.place.step + 1, norm, done.broken, batch.image_id)
         else:  # the scaler leaves out steps of its own, and by them finds its factor
@@ -176,16 +184,6 @@ class Trainer:
         self.learner.clamp_()
         return done
 
-    def _clip(self) -> Tensor:
-        """Return the norm of the gradient, after it was cut down if that is asked for."""
-        trained = list(self.learner.trained().values())
-        if self.config.clip_norm is not None:
-            norm = self.accelerator.clip_grad_norm_(trained, self.config.clip_norm)
-        else:
-            norm = get_total_norm([p.grad for p in trained if p.grad is not None])
-        # engines that clip on their own may say nothing
-        return norm if isinstance(norm, Tensor) else torch.zeros((), device=self.accelerator.device)
-
     def _kept(self) -> str:
         return (
             f"The best checkpoint so far (step {self.place.best_step}) and the last state in {self.log.folder} are kept"
@@ -193,12 +191,13 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Keep broken weights out of what is saved: the loss of a step is from before its update."""
-        for name, parameter in self.learner.trained().items():
-            if not torch.isfinite(parameter).all():
-                raise ValueError(
-                    f"{name} is no longer finite at step {self.place.step}. {self._kept()}: start again with a lower "
-                    "--lr or --head_lr, or with --precision no"
-                )
+        trained = self.learner.trained().items()
+        ours = [name for name, p in trained if not torch.isfinite(distributed.ours(p)).all()]
+        if broken := [name for names in distributed.gather_objects(ours) for name in names]:
+            raise ValueError(
+                f"{broken[0]} is no longer finite at step {self.place.step}. {self._kept()}: start again with a lower "
+                "--lr or --head_lr, or with --precision no"
+            )
 
     def _agree(self, asked: bool) -> bool:
         """Exchange requests to stop and unreadable images with the other ranks."""
@@ -230,7 +229,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """Validate, and save where it is the best so far; without validation the newest is the best."""
-        with self.meter("evaluation"):
+        with self.meter("evaluation"), gathered(self.accelerator, self.core):
             values = dict(self.validate(self.core)) if self.validate is not None else {}
         score = values.get(SELECT_BY, float(self.place.step))
         if values:
@@ -238,7 +237,7 @@ class Trainer:
             self.log.say(f"step {self.place.step}/{self.steps}  validation {SELECT_BY} {score:.2f}")
         if score > self.place.best:
             self.place.best, self.place.best_step = score, self.place.step
-            if distributed.is_main():
+            if distributed.is_main() or self.accelerator.is_fsdp2:  # each has a share of what is saved
                 with self.meter("saving"):
                     self.save(self.core, {"step": float(self.place.step), **values})
         distributed.barrier()

@@ -14,7 +14,7 @@ from lilt.evaluate import Setting, evaluate, parse_task
 BY_NAME = r"label_from=([a-z]+)\d"
 SPECS = (
     f"knn(k=3,{BY_NAME})", f"probe({BY_NAME})", f"zeroshot({BY_NAME},split=train|val)", "drift(samples=7)", "retrieval",
-    f"conserve(knn(k=1,{BY_NAME},side=text))",
+    f"conserve(knn(k=1,{BY_NAME},side=text))", "retrieval(score=late)",
 )  # fmt: skip
 
 

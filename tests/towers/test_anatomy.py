@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lilt.towers import build_tower
 from lilt.towers.anatomy import is_norm
-from tests.towers.families import CONTRACT, FAMILIES, VOCABULARY, tiny, word_tokenizer
+from tests.towers.families import CONTRACT, FAMILIES, VOCABULARY, timm_tower, tiny, word_tokenizer
 
 # blocks; roles of the leaves inside one block; parts of its attention; which of its leaves are read functionally
 PRE = "norm2 attention2 mlp2"
@@ -44,6 +45,21 @@ EXPECTED = {
     "own_text": (2, PRE, "qkv out", "self_attn.out_proj"),
 }
 ORDER = ("norm", "attention", "mlp", "conv", "embedding", "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parts"),
+    [
+        ("twins_svt_small", {"embed_dims": (16, 16), "num_heads": (1, 2), "depths": (2, 2), "wss": (4, 4)}, "qkv q kv"),
+        ("cait_xxs24_224", {"embed_dim": 32, "num_heads": 2, "depth": 2, "img_size": 32}, "qkv q k v"),
+    ],
+)
+def test_attentions_whose_class_says_it_shortly_are_found(name: str, options: dict[str, Any], parts: str) -> None:
+    leaves = timm_tower(name, **options).anatomy.leaves
+    assert {leaf.part for leaf in leaves if leaf.role == "attention"} - {""} == {*parts.split(), "out"}
+    dense = [leaf for leaf in leaves if isinstance(leaf.module, nn.Linear)]
+    assert all(leaf.role == "attention" for leaf in dense if ".attn." in leaf.path)
+    assert all(leaf.role == "mlp" for leaf in dense if ".mlp." in leaf.path)
 
 
 def test_every_family_is_described() -> None:

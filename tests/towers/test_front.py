@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lilt.policies import apply, parse_policy, plan
 from lilt.towers import Tower, build_tower
 from lilt.towers.base import ImageContract
-from lilt.towers.front import Front, find_front
+from lilt.towers.find_front import find_front
+from lilt.towers.front import Front
 from tests.towers.families import FAMILIES, SIDES, VIT, batch, timm_tower, tiny, tokens
 
 # T5 hands the position bias of its first block on to the others; own_mlp is one block without a norm
@@ -103,6 +104,61 @@ def test_where_the_first_block_trains_there_is_no_front(family: str, policy: str
 def test_a_front_that_cannot_be_put_back_is_none(family: str) -> None:
     tower = tiny(family)
     apply(plan(parse_policy("frozen", tower.side), tower), tower)
+    assert find_front(tower, tokens=True) is None
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_locked_tower_is_its_own_front(family: str) -> None:
+    tower = tiny(family)
+    apply(plan(parse_policy("frozen", tower.side), tower), tower)
+    front = find_front(tower)
+    assert front is not None and front.blind
+    inputs = batch(tower)
+    expected = tower(inputs)
+    stored = front.record(inputs)
+    assert stored.shape == (len(expected), tower.dim)
+    torch.testing.assert_close(stored, tower.eval()(inputs), rtol=0, atol=0)
+    with front.resumed(stored * 2):
+        torch.testing.assert_close(tower(inputs), stored * 2, rtol=0, atol=0)
+    assert "forward" not in tower.__dict__
+
+
+def test_the_front_is_still_in_training_and_what_is_behind_it_drops() -> None:
+    tower = tuned("bert", "layernorm(blocks=last:1)")
+    front = find_front(tower)
+    assert front is not None
+    drops = {n: m for n, m in tower.body.named_modules() if isinstance(m, nn.Dropout)}
+    assert {n in front.still for n in drops} == {True, False}
+    tower.still = front.still
+    tower.train()
+    assert {n for n, m in drops.items() if not m.training} == {n for n in drops if n in front.still}
+    both = []
+    for _ in range(2):
+        with front.recording() as kept:
+            out = tower(batch(tower))
+        both.append((kept[0], out))
+    assert torch.equal(both[0][0], both[1][0])
+    assert not torch.equal(both[0][1], both[1][1])
+
+
+class Restless(nn.Module):
+    """A network that drops without a module that could be told not to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 8, 8)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)) for _ in range(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = nn.functional.dropout(self.patch(images), 0.5, self.training).flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x)
+        return x.mean(1)
+
+
+def test_a_front_that_cannot_be_kept_still_is_none() -> None:
+    tower = build_tower(Restless(), "vision", ImageContract(32), roles={"layers.*": "block"})
+    apply(plan(parse_policy("layernorm(blocks=last:1)", "vision"), tower), tower)
     assert find_front(tower) is None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -56,8 +58,10 @@ class _Seen(nn.Module):
         super().__init__()
         self.learner, self.given = learner, []  # type: ignore[var-annotated]
 
-    def forward(self, images: Tensor, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
-        out = self.learner(images, tokens)
+    def forward(
+        self, images: Tensor, tokens: dict[str, Tensor], stored: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> dict[str, Tensor]:
+        out = self.learner(images, tokens, stored)
         self.given.append({name: value.detach() for name, value in out.items()})
         return out
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from lilt.build import build_model
 from lilt.config import ModelConfig
 from lilt.model import TwoTower
 from lilt.policies import policies
 from lilt.train.optim import make_optimizer, make_schedule, parameter_groups
+from lilt.train.state import find_state
+from tests.train.conftest import Run
 
 
 def facts(model: TwoTower, **options: Any) -> dict[str, tuple[float, float]]:
@@ -73,3 +78,32 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_cosine(warmup: int) -> None:
         assert seen[step] == pytest.approx(peak * (floor + (1 - floor) * curve))
     assert seen[warmup] == peak
     assert seen[steps:] == pytest.approx([peak * floor] * 3)
+
+
+def test_without_its_package_the_8_bit_optimizer_says_what_to_install(
+    model: TwoTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    message = r"adamw8bit needs bitsandbytes, which is not installed; expected .*; pip install 'lilt\[bitsandbytes\]'"
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(model, None, 1e-3, 0.0, 0.99, kind="adamw8bit")
+
+
+def test_the_8_bit_optimizer_steps_almost_as_the_plain_one(run: Run) -> None:
+    pytest.importorskip("bitsandbytes", reason="the 8-bit optimizer is an extra")
+    plain, small = (run(kind, optimizer=kind, epochs=2, policy="full") for kind in ("adamw", "adamw8bit"))
+    state, _ = find_state(small.folder)
+    saved, _ = tree_flatten(torch.load(state / "optimizer.bin", weights_only=True)["state"])
+    assert torch.uint8 in {value.dtype for value in saved if isinstance(value, Tensor)}
+    moved = build_model(plain.config).trained()
+    for name, parameter in plain.model.trained().items():
+        step, other = parameter - moved[name], small.model.trained()[name] - moved[name]
+        if parameter.numel() >= 1024 and "key" not in name:
+            assert torch.cosine_similarity(step.flatten(), other.flatten(), dim=0) > 0.9, name
+
+
+def test_tensors_that_are_spread_have_no_8_bit_moments(model: TwoTower, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lilt.distributed.is_spread", lambda tensor: True)
+    message = r"adamw8bit came with FSDP2, .*; expected one of the two; leave --optimizer out"
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(model, None, 1e-3, 0.0, 0.99, kind="adamw8bit")

@@ -1,0 +1,179 @@
+"""Runs side by side: as a table, a picture and a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from lilt.budgets.show import in_bytes
+from lilt.report.chart import Colours, chart, check_matplotlib, picture
+from lilt.report.compare import Row
+from lilt.report.costs import duration
+from lilt.report.markup import el, grid, page, section
+from lilt.report.parameters import short
+from lilt.report.style import STYLE
+
+HEADS = ("run", "policy", "trained", "%", "before", "mean R", "t→i R@1", "i→t R@1", "time", "memory", "adapter")
+MARK = " *"
+SIZE = (8.0, 5.0)
+# where a name may stand: offsets from its point in points, nearest first, and which of its ends is there
+PLACES = [
+    (dx, dy, across)
+    for far in range(8)
+    for dx, dy, across in (
+        (0, 13 + 14 * far, "center"), (0, -13 - 14 * far, "center"), (9, 14 * far, "left"), (-9, 14 * far, "right"),
+        (9, -14 * far, "left"), (-9, -14 * far, "right"),
+    )
+]  # fmt: skip
+
+
+def compare_table(rows: Sequence[Row], split: str, width: int = 120) -> Group:
+    """Return the table and, below it, what cannot be compared; in two pieces where it is wider than so many letters."""
+    lines = [HEADS, *(cells(row) for row in rows)]
+    needed = sum(1 + max(len(line[n]) for line in lines) for n in range(len(HEADS)))
+    every = tuple(range(len(HEADS)))
+    pieces = [every] if needed <= width else [every[:2] + every[4:8], every[:4] + every[8:]]
+    return Group(*(_grid(lines, piece) for piece in pieces), *(Text(n, style="italic") for n in notes(rows, split)))
+
+
+def _grid(lines: Sequence[Sequence[str]], columns: Sequence[int]) -> Table:
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for n in columns:
+        shown.add_column(HEADS[n], justify="right" if n > 1 else "left", no_wrap=n > 1, overflow="fold")
+    for line in lines[1:]:
+        shown.add_row(*(Text(line[n]) for n in columns))
+    return shown
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Return a row as text; what is not known is a dash."""
+    recalls = (row.mean_recall_before, row.mean_recall, row.text_to_image_r1, row.image_to_text_r1)
+    return (
+        row.run + (MARK if row.differs else ""),
+        row.policy,
+        f"{row.trained:,}",
+        f"{row.percent:.3g}",
+        *("-" if value is None else f"{value:.2f}" for value in recalls),
+        "-" if row.seconds is None else duration(row.seconds),
+        "-" if row.peak_bytes is None else in_bytes(row.peak_bytes),
+        in_bytes(row.adapter_bytes),
+    )
+
+
+def notes(rows: Sequence[Row], split: str) -> Iterator[str]:
+    """Yield what the numbers are of, and which rows cannot be compared with the others and why."""
+    yield f"recalls in percent on the {split} split, as each run noted them; before: the untrained model"
+    for row in rows:
+        if row.differs:
+            yield f"*{row.run} differs from the first run in: {', '.join(row.differs)}; its numbers do not compare"
+        if not row.finished:
+            yield f"{row.run} has not come to its end"
+
+
+def check_page(file: str, overwrite: bool = False) -> Path:
+    """Return where a page can be written. Raises ValueError when it cannot, before anything is read."""
+    path = Path(file)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"html={file}: unknown ending; expected .html; rename it")
+    if not path.parent.is_dir():
+        raise ValueError(f"html={file}: there is no folder {path.parent}; expected one that exists; make it first")
+    if path.exists() and not overwrite:
+        raise ValueError(
+            f"html={file} is already there; nothing was changed: replace it with --overwrite, or rename it"
+        )
+    check_matplotlib("html")
+    return path
+
+
+def check_drawable(rows: Sequence[Row], split: str) -> None:
+    """Raise ValueError where no run has a recall to draw."""
+    if all(row.mean_recall is None for row in rows):
+        raise ValueError(
+            f"none of {len(rows)} runs has a recall on its {split} split; expected one or more to draw; finish the "
+            "runs, or choose the other split"
+        )
+
+
+def compare_plot(rows: Sequence[Row], split: str, path: Path) -> None:
+    """Write mean recall against trained values as a picture."""
+    picture(lambda axes, colours: draw(axes, colours, rows, split), SIZE, path)
+
+
+def compare_page(rows: Sequence[Row], split: str, path: Path) -> None:
+    """Write plot and table as one page."""
+    best = [f"{row.policy} {row.mean_recall:.2f}" for row in rows if row.mean_recall is not None]
+    said = f"mean recall on the {split} split by trained values, fewest first: {', '.join(best)}"
+    plot = chart("compare", lambda axes, colours: draw(axes, colours, rows, split), SIZE, said)
+    table = grid(HEADS, [cells(row) for row in rows], "the fewest trained values first", words=2)
+    told = [el("p", note, class_="note") for note in notes(rows, split)]
+    title = f"{len(rows)} runs side by side"
+    body = (
+        el("header", el("h1", title)),
+        el("main", section("plot", "Mean recall", plot), section("table", "Runs", table, *told)),
+    )
+    path.write_text(page(title, STYLE, *body), encoding="utf-8")
+
+
+def draw(axes: Any, colours: Colours, rows: Sequence[Row], split: str) -> None:
+    """Draw mean recall against trained values; runs that do not compare are hollow."""
+    shown = [row for row in rows if row.mean_recall is not None]
+    known = list(zip(shown, labels(shown), strict=True))
+    for row, _ in known:
+        face = "none" if row.differs else colours.series[0]
+        axes.plot(
+            max(row.trained, 1), row.mean_recall, "o", markersize=8, color=colours.series[0], markerfacecolor=face
+        )
+    axes.set_xscale("log")
+    axes.set(xlabel="trained values", ylabel=f"mean recall, {split} split, %")
+    axes.margins(x=0.14)
+    axes.set_ylim(0, 1.15 * max(row.mean_recall or 0 for row, _ in known) or 1)
+    _scale_ticks(axes, [max(row.trained, 1) for row, _ in known])
+    _write_labels(axes, [(max(row.trained, 1), row.mean_recall or 0.0, name) for row, name in known])
+    if any(row.differs for row, _ in known):
+        axes.set_title("hollow: differs from the first run, does not compare", fontsize=9)
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """Return a name for each run: its policy, with its folder where several have the same."""
+    policies = [row.policy for row in rows]
+    return [
+        row.policy if policies.count(row.policy) == 1 else f"{row.policy} ({Path(row.run).absolute().name})"
+        for row in rows
+    ]
+
+
+def _scale_ticks(axes: Any, counts: Sequence[int]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    # over few decades the powers of ten alone would leave the axis without a number
+    subs = (1.0,) if max(counts) > 1000 * min(counts) else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _write_labels(axes: Any, points: Sequence[tuple[int, float, str]]) -> None:
+    """Write each name beside its point, where it meets no other name and no point."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # now it is known where everything stands
+    renderer = figure.canvas.get_renderer()
+    spots = [axes.transData.transform((x, y)) for x, y, _ in points]
+    taken: list[Any] = []
+    for (x, y, name), spot in zip(points, spots, strict=True):
+        text = axes.annotate(name, (x, y), PLACES[0][:2], fontsize=9, textcoords="offset points")
+        text.set_in_layout(False)  # or it would move the axes, and with them all points
+        others = [other for other in spots if math.dist(other, spot) > 1]
+        for dx, dy, across in PLACES:
+            text.set(position=(dx, dy), horizontalalignment=across, verticalalignment="center")
+            extent = text.get_window_extent(renderer).padded(2)
+            free = not any(extent.overlaps(box) for box in taken) and not any(extent.contains(*spot) for spot in others)
+            if free and figure.bbox.x0 <= extent.x0 and extent.x1 <= figure.bbox.x1:
+                break
+        taken.append(extent)

@@ -1,0 +1,62 @@
+"""Where stored rows lie: a folder named by all that they were computed from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lilt.data import PairDataset
+from lilt.demo.generate import cache_folder
+from lilt.towers import ImageContract, Tokenizer
+
+VERSIONS = ("torch", "torchvision", "timm", "transformers", "open_clip_torch")
+
+
+def folder_of(facts: Mapping[str, Any]) -> Path:
+    """Return the folder, in lilt's cache, of rows with these facts; other facts or other libraries have another."""
+    told = json.dumps({**facts, "versions": [version(name) for name in VERSIONS]}, sort_keys=True)
+    return cache_folder() / "reuse" / hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def image_facts(pairs: PairDataset, contract: ImageContract, augment: str) -> dict[str, Any] | None:
+    """Return what the pixels of all views depend on; None where nothing tells: a preprocess of one's own.
+
+    A file counts as the same while its path, size and time of change are.
+    """
+    if contract.transform is not None:
+        return None
+    seed = None if augment == "none" else pairs.seed
+    return {
+        "contract": asdict(contract),
+        "augment": augment,
+        "views": pairs.views,
+        "seed": seed,
+        "files": _digest(_stamp(path) for path in pairs.paths),
+    }
+
+
+def caption_facts(pairs: PairDataset, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what the tokens of all captions depend on."""
+    flat = pairs.table.flat
+    tokens = {name: hashlib.sha256(values.numpy().tobytes()).hexdigest() for name, values in flat.items()}
+    return {"tokens": tokens, "lengths": _digest(pairs.table.offsets.tolist()), "tokenizer": tokenizer.describe()}
+
+
+def _stamp(path: str) -> str:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return path
+    return f"{path} {found.st_size} {found.st_mtime_ns}"
+
+
+def _digest(items: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,192 @@
+"""What a frozen front or a teacher says of each image and caption: computed once, stored, and trained from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from lilt import distributed
+from lilt.config import TrainConfig
+from lilt.data import Collate, PairDataset, Pairs, Store
+from lilt.model import Teacher, TwoTower
+from lilt.towers import Inputs
+from lilt.towers.find_front import find_front
+from lilt.towers.front import Front
+from lilt.train.address import folder_of
+from lilt.train.kernels import quick_attention
+from lilt.train.log import RunLog
+from lilt.train.sources import Source, find_sources
+
+REUSE = ("auto", "off", "memory", "disk")
+READ = 500e6  # bytes a second that a disk is trusted to read
+MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, that auto takes
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few items of a source showed: shape and type of what is stored of one, seconds and bytes it takes."""
+
+    shape: tuple[int, ...]
+    gives: torch.dtype
+    lengths: Tensor | None
+    seconds: float
+    bytes: float
+
+
+def find_fronts(core: TwoTower) -> dict[str, Front]:
+    """Return the frozen front of each tower that has one; from now on it is in eval mode in training too."""
+    tokens = core.shared.reads_tokens or core.projection.reads_tokens
+    found = {}
+    for tower in (core.vision, core.text):
+        front = find_front(tower, tokens)
+        if front is not None:
+            tower.still = front.still
+            found[tower.side] = front
+    return found
+
+
+class Reuse:
+    """Fills stores with what is frozen, and lets batches be read from them.
+
+    pairs: how many the training will see. Where there is something to choose the main process chooses.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        core: TwoTower,
+        fronts: Mapping[str, Front],
+        teacher: Teacher | None,
+        accelerator: Accelerator,
+        log: RunLog,
+        pairs: int,
+    ):
+        self.config, self.core, self.fronts, self.teacher = config, core, fronts, teacher
+        self.accelerator, self.log, self.pairs = accelerator, log, pairs
+        self.dtype = config.reuse_dtype or ("fp32" if config.precision == "no" else config.precision)
+
+    def start(self, dataset: Pairs, collate: Collate) -> None:
+        """Store what pays, or what was asked for. Raises ValueError where that is nothing."""
+        if self.config.reuse == "off":
+            return
+        contracts: Any = self.core.vision.contract, self.core.text.contract
+        device = self.accelerator.device
+        facts = {"precision": self.config.precision, "dtype": self.dtype, "device": device.type}
+        sources, reasons = find_sources(self.config, contracts, self.fronts, self.teacher, dataset, facts)
+        if not sources and self.config.reuse != "auto":
+            raise ValueError(
+                f"reuse={self.config.reuse}: {'; '.join(reasons)}; expected a frozen front or a teacher, and images "
+                "that look the same each time; use --reuse off, or --augment none or --views 4 and a policy such as "
+                "last(2)"
+            )
+        for source in sources:
+            if source.name == "vision" and self.teacher is not None and "teacher" not in collate.stores:
+                break  # the teacher needs the image
+            with self._quiet():
+                probe = self._probe(source)
+                place = distributed.gather_objects(self._place(source, probe))[0]
+                if place is not None:
+                    collate.stores[source.name] = self._fill(source, self._store(source, probe, place))
+        collate.images = len(dataset.paths)
+        if isinstance(dataset, PairDataset):
+            dataset.opens = "vision" not in collate.stores
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Compute as evaluation does, in the precision of training."""
+        training = self.core.training
+        try:
+            self.core.eval()
+            with torch.no_grad(), self.accelerator.autocast(), quick_attention(self.accelerator):
+                yield
+        finally:
+            self.core.train(training)
+
+    def _probe(self, source: Source) -> Probe:
+        """Compute the first few items, twice: the first time is not like the others."""
+        first = next(source.batches(list(range(min(8, source.count)))), None)
+        if first is None:
+            raise ValueError(
+                "none of the first images of the training set can be read; expected image files; check --image_root"
+            )
+        items, inputs = first[0], self._moved(first[1])
+        rows = source.compute(inputs)
+        began = time.perf_counter()
+        rows = source.compute(inputs)
+        rows.sum().item()  # waits for the device
+        seconds = (time.perf_counter() - began) / len(rows)
+        shape, lengths = tuple(rows.shape[1:]), source.lengths
+        # a tower as a whole gives one row, and some tokenizers pad to a length of their own
+        if rows.ndim < 3 or lengths is None or int(lengths[items].max()) != rows.shape[1]:
+            lengths = None
+        else:
+            shape = shape[1:]
+        size = Store.size(source.count, shape, self.dtype, lengths)
+        return Probe(shape, rows.dtype, lengths, seconds, size / source.count)
+
+    def _place(self, source: Source, probe: Probe) -> str | None:
+        """Return memory, disk, or None where computing anew is better; said in the log."""
+        size, kind = probe.bytes * source.count, "caption" if source.name == "text" else "image"
+        place: str | None = self.config.reuse
+        if place == "auto":
+            if self.pairs <= source.count:
+                return None  # most items would come once
+            place = self._best(source, probe, size)
+        self.log.say(
+            f"{source.name}: {f'stored in {place}' if place else 'storing does not pay'}: {probe.bytes:,.0f} bytes a "
+            f"{kind}, {size / 2**20:,.1f} MiB together, instead of {1e3 * probe.seconds:.2f} ms each"
+        )
+        return place
+
+    def _best(self, source: Source, probe: Probe, size: float) -> str | None:
+        if distributed.world_size() == 1 and size < MEMORY_SHARE * psutil.virtual_memory().available:
+            return "memory"
+        if source.facts is None or probe.bytes / READ > probe.seconds:
+            return None
+        folder = folder_of(source.facts).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        return "disk" if size < DISK_SHARE * shutil.disk_usage(folder).free else None
+
+    def _store(self, source: Source, probe: Probe, place: str) -> Store:
+        folder: Path | None = None
+        if place == "disk":
+            assert source.facts is not None
+            folder = folder_of(source.facts)
+        return Store(folder, source.count, probe.shape, self.dtype, probe.lengths, probe.gives)
+
+    def _fill(self, source: Source, store: Store) -> Store:
+        """Compute what is not known, each rank its share."""
+        missing = store.missing()
+        # the processes of one machine share its disk; memory is each one's own
+        ours = _share(missing) if store.folder else missing
+        bar = self.log.bar(f"storing: {source.name}", len(ours))
+        done = 0
+        for items, inputs in source.batches(ours.tolist()):
+            store.put(items, source.compute(self._moved(inputs)))
+            done += len(items)
+            self.log.move(bar, done)
+        self.log.close(bar)
+        distributed.barrier()
+        return store
+
+    def _moved(self, inputs: Inputs) -> Inputs:
+        device = self.accelerator.device
+        return inputs.to(device) if isinstance(inputs, Tensor) else {k: v.to(device) for k, v in inputs.items()}
+
+
+def _share(items: Tensor) -> Tensor:
+    """Return this process' part of what those of its machine share."""
+    rank = int(os.environ.get("LOCAL_RANK", distributed.rank()))
+    world = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
+    return items[rank::world]

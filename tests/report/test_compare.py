@@ -1,0 +1,227 @@
+"""Runs side by side: the numbers of their folders, what does not compare, and the plot."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lilt.cli import main
+from lilt.report import Row, compare_runs
+from lilt.report.chart import PLAIN
+from lilt.report.compare_show import SIZE, draw, labels
+from lilt.train import read_metrics
+from tests.report.conftest import Train
+from tests.report.test_page import check_closed, contract
+from tests.report.test_runs import edited, refused
+
+
+def rows(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert main(["compare", *map(str, argv), "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    found: list[dict[str, Any]] = json.loads(printed)
+    return found
+
+
+def test_the_numbers_are_those_of_the_folders(run: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = rows(capsys, run, other)
+    assert [row["run"] for row in found] == [str(other), str(run)]  # fewest trained values first
+    assert [row["policy"] for row in found] == ["frozen", "lora(r=2)+layernorm"]
+    for row in found:
+        folder = Path(row["run"])
+        said, lines = contract(folder), read_metrics(folder)
+        assert (row["trained"], row["total"]) == (said["trained"], said["total"])
+        assert row["percent"] == pytest.approx(100 * said["trained"] / said["total"])
+        assert row["mean_recall_before"] == lines[0]["result"]["mean_recall"]
+        assert row["mean_recall"] == said["metrics"]["test/mean_recall"]
+        for way, key in (("text_to_image", "text_to_image_r1"), ("image_to_text", "image_to_text_r1")):
+            assert row[key] == said["metrics"][f"test/{way}/R@1"]
+        assert (row["seconds"], row["peak_bytes"]) == (lines[-1]["seconds"], lines[-1]["peak_bytes"])
+        assert row["adapter_bytes"] == (folder / "adapter.safetensors").stat().st_size
+        assert (row["num_images"], row["finished"], row["differs"]) == (6, True, [])
+
+
+def test_the_validation_split_can_be_compared(run: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for row in rows(capsys, run, other, "--split=val"):
+        metrics = contract(Path(row["run"]))["metrics"]
+        assert row["mean_recall"] == metrics["val/mean_recall"] and row["mean_recall_before"] is None
+        assert row["text_to_image_r1"] == metrics["val/text_to_image/R@1"]
+
+
+@pytest.mark.parametrize("columns", [400, 80])
+def test_the_table_shows_them(
+    columns: int, run: Path, other: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    found = rows(capsys, run, other)
+    assert main(["compare", str(run), str(other)]) == 0
+    text = capsys.readouterr().out
+    joined = re.sub(r"\s", "", text)
+    for row in found:
+        values = (row["mean_recall_before"], row["mean_recall"], row["text_to_image_r1"], row["image_to_text_r1"])
+        for cell in (
+            f"{row['trained']:,}",
+            f"{row['percent']:.3g}",
+            f"{row['seconds']:.1f} s",
+            *(f"{v:.2f}" for v in values),
+        ):
+            assert cell in text
+        if columns == 400:
+            assert row["run"] in text and row["policy"] in text
+    assert "recallsinpercentonthetestsplit,aseachrunnotedthem" in joined
+    assert "differs" not in text and all(len(line) <= columns for line in text.splitlines())
+
+
+def test_runs_that_differ_are_marked(run: Path, train: Train, tiny_text: str, pictures: Path, capsys: Any) -> None:
+    text = train("pooled", text=f"{tiny_text}?pool=mean", max_steps=1)
+    data = train("elsewhere", data=pictures / "manifest.jsonl", max_steps=1)
+    split = train("asked", test_split="val", val_split="none", max_steps=1)
+    less = train("less", max_images=6, max_steps=1)
+    found = {Path(row["run"]).name: row["differs"] for row in rows(capsys, run, text, data, split, less)}
+    assert found == {
+        "one": [], "pooled": ["text tower"], "elsewhere": ["training data", "test split", "counted images"],
+        "asked": ["test split"], "less": ["training data"],
+    }  # fmt: skip
+    assert main(["compare", str(run), str(text)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "pooled differs from the first run in: text tower; its numbers do not compare" in re.sub(
+        r"(?<=\w)- ", "-", said
+    )
+    # held against whichever comes first
+    assert {Path(row["run"]).name: row["differs"] for row in rows(capsys, text, run)} == {
+        "one": ["text tower"], "pooled": [],
+    }  # fmt: skip
+
+
+def test_the_same_weights_at_another_place_are_the_same_tower(run: Path, copied: Path) -> None:
+    towers = contract(copied)["towers"]
+    edited(copied, towers=towers | {"vision": towers["vision"] | {"spec": "timm:/elsewhere/vision"}})
+    assert {row.run: row.differs for row in compare_runs([str(run), str(copied)])}[str(copied)] == ()
+    edited(copied, towers=towers | {"vision": towers["vision"] | {"fingerprint": "0" * 64}})
+    assert {row.run: row.differs for row in compare_runs([str(run), str(copied)])}[str(copied)] == ("vision tower",)
+
+
+def test_a_run_that_was_stopped_has_no_numbers_yet(run: Path, copied: Path, capsys: Any) -> None:
+    lines = (copied / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    (copied / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+    metrics = contract(copied)["metrics"]
+    edited(copied, metrics={key: value for key, value in metrics.items() if not key.startswith("test/")})
+    row = next(row for row in rows(capsys, run, copied) if row["run"] == str(copied))
+    assert (row["mean_recall"], row["seconds"], row["finished"], row["differs"]) == (None, None, False, [])
+    assert row["mean_recall_before"] is not None
+    assert main(["compare", str(run), str(copied)]) == 0
+    assert "has not come to its end" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_plot_is_drawn_and_not_drawn_over(run: Path, other: Path, tmp_path: Path, capsys: Any) -> None:
+    runs = [str(run), str(other)]
+    for name in ("all.png", "all.pdf", "all.svg"):
+        assert main(["compare", *runs, f"--plot={tmp_path / name}"]) == 0
+    with Image.open(tmp_path / "all.png") as picture:
+        assert picture.format == "PNG" and len(set(picture.convert("L").tobytes())) > 20
+    assert (tmp_path / "all.pdf").read_bytes().startswith(b"%PDF")
+    svg = (tmp_path / "all.svg").read_text(encoding="utf-8")
+    assert all(
+        name in svg for name in ("frozen", "lora(r=2)+layernorm", "trained values", "mean recall, test split, %")
+    )
+    before = (tmp_path / "all.png").read_bytes()
+    said = refused(capsys, "compare", *runs, f"--plot={tmp_path / 'all.png'}")
+    assert "is already there; nothing was changed: replace it with --overwrite" in said
+    assert main(["compare", *runs, "--split=val", f"--plot={tmp_path / 'all.png'}", "--overwrite"]) == 0
+    assert (tmp_path / "all.png").read_bytes() != before
+
+
+def test_the_page_holds_plot_and_table(run: Path, other: Path, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "runs.html"
+    found = rows(capsys, run, other, f"--html={file}")
+    root = check_closed(file.read_text(encoding="utf-8"))
+    head, *lines = root.one("table").rows()
+    assert head[:3] == ["run", "policy", "trained"]
+    for row, line in zip(found, lines, strict=True):
+        assert line[:3] == [row["run"], row["policy"], f"{row['trained']:,}"] and line[5] == f"{row['mean_recall']:.2f}"
+    label = root.one("svg").attributes["aria-label"]
+    assert f"frozen {found[0]['mean_recall']:.2f}, lora(r=2)+layernorm {found[1]['mean_recall']:.2f}" in label
+    said = refused(capsys, "compare", str(run), f"--html={file}")
+    assert "is already there; nothing was changed: replace it with --overwrite" in said
+
+
+ROW = Row("a", "p", 1000, 9000, 11.1, 1.0, 20.0, 5.0, 5.0, 9.0, 9, 9, 6, True, ())
+
+
+def test_names_do_not_stand_on_one_another() -> None:
+    many = [
+        replace(ROW, run=f"runs/{n}", policy=f"lora(r={n})", trained=1000 + n, mean_recall=20 + n / 9) for n in range(9)
+    ]
+    many.append(replace(ROW, run="runs/far", policy="full", trained=10**8))
+    figure = Figure(figsize=SIZE, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    draw(axes, PLAIN, many, "test")
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in axes.texts]
+    assert [text.get_text() for text in axes.texts] == labels(many)
+    assert not any(one.overlaps(two) for one, two in combinations(boxes, 2))
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_runs_of_one_policy_are_told_apart() -> None:
+    several = [
+        replace(ROW, run=f"runs/{name}", policy=policy)
+        for name, policy in (("x", "lora"), ("y", "lora"), ("z", "full"))
+    ]
+    assert labels(several) == ["lora (x)", "lora (y)", "full"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["RUN", "/nowhere"], "/nowhere holds no lilt checkpoint; expected lilt.json and adapter.safetensors; check"),
+        (["RUN", "--split=train"], "split=train: runs note recalls of their test and their validation split; expected"),
+        (["RUN", "--plot=there.gif"], "plot=there.gif: unknown ending; expected one of .png, .pdf, .svg"),
+        (["RUN", "--html=there.txt"], "html=there.txt: unknown ending; expected .html; rename it"),
+        (["RUN", "--html=nowhere/there.html"], "there is no folder nowhere; expected one that exists; make it first"),
+        (["RUN", "--plott=x"], "unknown option 'plott'; lilt compare --help lists all. Did you mean 'plot'"),
+        ([], "runs"),
+    ],
+)
+def test_errors_say_what_to_do(words: list[str], message: str, run: Path, capsys: Any) -> None:
+    assert re.search(message, refused(capsys, "compare", *(word.replace("RUN", str(run)) for word in words)))
+
+
+def test_what_cannot_be_drawn_is_refused(copied: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    edited(copied, metrics={})
+    file = tmp_path / "all.html"
+    said = refused(capsys, "compare", str(copied), f"--html={file}")
+    assert "none of 1 runs has a recall on its test split; expected one or more to draw; finish the runs" in said
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = refused(capsys, "compare", str(copied), f"--html={file}")
+    assert "html needs matplotlib, which is not installed; pip install 'lilt[plot]'" in said
+    assert not file.exists()
+    assert main(["compare", str(copied)]) == 0  # a table needs none
+
+
+def test_help_lists_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^  report +Write RUN/report.html", text, re.M)
+    assert re.search(r"^  compare +Put several runs side by side", text, re.M)
+
+
+def test_an_image_size_makes_another_tower(run: Path, tmp_path: Path) -> None:
+    small = Path(shutil.copytree(run, tmp_path / "small"))
+    towers = contract(small)["towers"]
+    edited(
+        small, towers=towers | {"vision": towers["vision"] | {"input": towers["vision"]["input"] | {"image_px": 64}}}
+    )
+    assert {row.run: row.differs for row in compare_runs([str(run), str(small)])}[str(small)] == ("vision tower",)
