@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -166,8 +165,7 @@ class Trainer:
 
     def _step(self, batch: Batch) -> Step:
         def step(micro_batch: int | None, **how: Any) -> Step:
-            ours = replace(batch, stored=dict(batch.stored))  # a step takes out what it uses
-            parts = self.objective, ours, self.accelerator, micro_batch, self.teacher, self.learner.fronts
+            parts = self.objective, batch, self.accelerator, micro_batch, self.teacher, self.learner.fronts
             return backward(self.model, *parts, **how)
 
         done = self.shrink(len(batch.image_id), step)
