@@ -119,6 +119,7 @@ def rsicd(rows: list[dict[str, Any]]) -> str:
                 for side in ("text_to_image", "image_to_text")
             ]
             name = r["policy"] if r["lr"] is None else f"{r['policy']}, lr {r['lr']:g}"
+            name += ", fp32" if r["precision"] == "no" else ""
             text += (
                 f"| `{name}`, seed {r['seed']} | {r['trained']:,} | {100 * r['trained'] / r['total']:.2f} | "
                 f"{r['val_mean_recall']:.2f} | {r['test']['mean_recall']:.2f} | {recalls[0]} | {recalls[1]} | "
