@@ -1,12 +1,12 @@
 """The policy study: what each policy gains on RSICD and what the vision tower keeps of what it knew.
 
-LILT_KIT=FOLDER python benchmarks/policies.py --steps 136 --seeds 0,1,2 [--images 437,1747,4367,all] [--lr 1e-3,own]
+LILT_KIT=FOLDER python benchmarks/policies.py --seeds 0,1,2 [--images 437,1747,4367,all] [--lr 1e-3,own]
 One `lilt train` per policy, learning rate, number of training images and seed, each in its own process; a run that is
 in results/policies.jsonl already is passed over, so that the study can be stopped and gone on with. All runs have the
-same number of steps, whatever their data, and are selected on validation four times. With --same_compute a policy has
-as many steps as cost, by the FLOPs of `lilt budgets`, what --steps of full training do. Knowledge kept: top-1 of
-DeiT-tiny's own classifier on the tuned features over top-1 on the original ones, 1,000 ImageNet photographs, at the
-resolution of the training. Options of `lilt train` are handed on. Needs hours on two cores.
+same number of steps, whatever their data, and are measured at their end; rates are compared on validation. With
+--same_compute a policy has as many steps as cost, by the FLOPs of `lilt budgets`, what --steps of full training do.
+Knowledge kept: top-1 of DeiT-tiny's own classifier on the tuned features over top-1 on the original ones, 1,000
+ImageNet photographs, at the resolution of the training. Options of `lilt train` are handed on. Needs hours on two cores.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def main() -> None:
     parser.add_argument("--lr", default="own", help="learning rates of the tower tensors; own: the policy's")
     parser.add_argument("--images", default="all", help="numbers of training images")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--steps", type=int, default=136, help="of 128 pairs; 136 are two passes over all pairs")
+    parser.add_argument("--steps", type=int, default=136, help="136 of 64 pairs are one pass over all images")
+    parser.add_argument("--batch_size", default="64")
     parser.add_argument("--same_compute", action="store_true", help="more steps for policies whose step costs less")
     parser.add_argument("--runs", type=Path, default=Path("runs/policies"))
     given, more = parser.parse_known_args()
@@ -89,13 +90,13 @@ def main() -> None:
     )
     for seed, images, policy, lr in grid:
         steps = round(given.steps / step_ratio(policy)) if given.same_compute else given.steps
-        key = (policy, lr, images, seed, steps, *more)
+        key = (policy, lr, images, seed, steps, given.batch_size, *more)
         if key in done():
             continue
         folder = given.runs / "".join(c if c.isalnum() else "_" for c in "-".join(map(str, key)))
         pairs = PAIRS if images == "all" else int(images)
-        options = ["--policy", policy, "--seed", seed, "--max_steps", str(steps), *more]
-        options += ["--eval_every", str(steps / 4 / (pairs // 128))]
+        options = ["--policy", policy, "--seed", seed, "--max_steps", str(steps), "--batch_size", given.batch_size]
+        options += ["--eval_every", str(steps), *more]  # in passes: never before the end
         options += [] if lr == "own" else ["--lr", lr]
         options += [] if images == "all" else ["--max_images", images]
         train(folder, options)

@@ -23,11 +23,16 @@ def check_plot(file: str, overwrite: bool = False) -> Path:
         raise ValueError(
             f"plot={file} is already there; nothing was changed: replace it with --overwrite, or rename it"
         )
+    check_matplotlib("plot")
+    return path
+
+
+def check_matplotlib(what: str) -> None:
+    """Raise ValueError where nothing can be drawn."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise ValueError("plot needs matplotlib, which is not installed; pip install 'lilt[plot]'") from None
-    return path
+        raise ValueError(f"{what} needs matplotlib, which is not installed; pip install 'lilt[plot]'") from None
 
 
 def plot(rows: Sequence[Budget], about: str, path: Path) -> None:

@@ -35,14 +35,6 @@ _VARIABLES = {
 _ABOUT = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # what matplotlib would say of itself
 
 
-def check_matplotlib(what: str) -> None:
-    """Raise ValueError where charts cannot be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ValueError(f"{what} needs matplotlib, which is not installed; pip install 'lilt[plot]'") from None
-
-
 def chart(name: str, draw: Draw, size: tuple[float, float], said: str, title: str | None = None) -> Html:
     """Return a figure as SVG in the page; name keeps its ids apart from those of others, said is for who cannot see."""
     stream = io.BytesIO()

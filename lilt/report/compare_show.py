@@ -12,8 +12,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from lilt.budgets.plot import check_matplotlib
 from lilt.budgets.show import in_bytes
-from lilt.report.chart import Colours, chart, check_matplotlib, picture
+from lilt.report.chart import Colours, chart, picture
 from lilt.report.compare import Row
 from lilt.report.costs import duration
 from lilt.report.markup import el, grid, page, section

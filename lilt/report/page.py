@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lilt import distributed
+from lilt.budgets.plot import check_matplotlib
 from lilt.budgets.show import in_bytes
 from lilt.evaluate import Setting, Task
-from lilt.report.chart import check_matplotlib
 from lilt.report.costs import costs, duration
 from lilt.report.curves import curves
 from lilt.report.findings import findings

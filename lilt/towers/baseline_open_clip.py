@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import open_clip
-import torch
 from open_clip.pretrained import is_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
@@ -18,7 +14,7 @@ from lilt.towers.base import ImageContract, Inputs
 from lilt.towers.baseline import Baseline, JointSide, baselines
 from lilt.towers.loading import open_clip_model
 from lilt.towers.spec import TowerSpec
-from lilt.towers.tokenizer import Encoding
+from lilt.towers.tokenizer import fixed_tokenizer
 
 
 class OpenClipSide(JointSide):
@@ -29,43 +25,17 @@ class OpenClipSide(JointSide):
         return said[0] if isinstance(said, tuple) else said
 
 
-class OpenClipTokenizer:
-    """open_clip's tokenizer: rows of ids as long as the context."""
-
-    def __init__(self, call: Any) -> None:
-        self.call = call
-        self.context_tokens = int(call.context_length)
-        self.pad_id = int(getattr(getattr(call, "tokenizer", None), "pad_token_id", 0) or 0)
-
-    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[Encoding], int]:
-        """Return one encoding per text and how many were cut; the length is the model's own, whatever is asked."""
-        rows = self.call(list(texts))
-        # with place for one token more, a text that was cut has one more
-        longer = self.call(list(texts), context_length=self.context_tokens + 1)
-        cut = (longer != self.pad_id).sum(1) > (rows != self.pad_id).sum(1)
-        return [{"input_ids": row} for row in rows.tolist()], int(cut.sum())
-
-    def pad(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
-        """Stack; all rows have one length."""
-        return {"input_ids": torch.tensor([e["input_ids"] for e in encodings], dtype=torch.long)}
-
-    def describe(self) -> dict[str, Any]:
-        """Return class and context length."""
-        return {"class": type(self.call).__name__, "context_tokens": self.context_tokens}
-
-
 @baselines.register("open_clip")
 def open_clip_baseline(spec: TowerSpec) -> Baseline:
     """Load `open_clip:ARCH@TAG`, `open_clip:hf-hub:NAME` or a folder saved by open_clip."""
     _check_names(spec)
-    # a file of weights comes in place of those of a tag
-    model = open_clip_model(replace(spec, pretrained=spec.pretrained or spec.weights is not None)).eval()
+    model = open_clip_model(spec).eval()
     arch = spec.name.partition("@")[0]
     tokenizer = open_clip.get_tokenizer(f"local-dir:{arch}" if Path(arch).is_dir() else arch)
     transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     label = f"open_clip:{spec.name}"
     vision = OpenClipSide(model.visual, "vision", label, None, ImageContract(0, transform=transform))
-    text = OpenClipSide(model.text, "text", label, None, OpenClipTokenizer(tokenizer))
+    text = OpenClipSide(model.text, "text", label, None, fixed_tokenizer(tokenizer, tokenizer.context_length))
     bias = None if model.logit_bias is None else model.logit_bias.item()
     return Baseline(vision.finish(), text.finish(), model.logit_scale.exp().item(), bias)
 

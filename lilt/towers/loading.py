@@ -98,12 +98,14 @@ def open_clip_model(spec: TowerSpec) -> Any:
     arch, _, tag = spec.name.partition("@")
     name = f"local-dir:{arch}" if Path(arch).is_dir() else arch
     tag = weights_file(spec.weights) if spec.weights else tag
+    # a file of weights comes in place of those of a tag, and pretrained=false is about the tag's
+    loaded = spec.pretrained or spec.weights is not None
     try:
         with fixed_seed():
             return open_clip.create_model(
                 name,
-                pretrained=(tag or None) if spec.pretrained else None,
-                load_weights=spec.pretrained,
+                pretrained=(tag or None) if loaded else None,
+                load_weights=loaded,
                 pretrained_text=False,
                 force_custom_text=True,
                 force_image_size=spec.image_px,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTo
 from lilt.towers.base import Inputs, Tokens, Tower, text_towers
 from lilt.towers.loading import fixed_seed, load_weights, open_clip_model, py_factory, quiet
 from lilt.towers.spec import TowerSpec
-from lilt.towers.tokenizer import FixedTokenizer, HfTokenizer
+from lilt.towers.tokenizer import FixedTokenizer, HfTokenizer, fixed_tokenizer
 
 
 class _NothingHidden(TorchFunctionMode):
@@ -161,8 +160,7 @@ def from_open_clip_text(body: Any, spec: TowerSpec, tokenizer: Any) -> Tower:
             raise ValueError(f"open_clip:{spec.name} has a transformers text side; use pool=own, or hf: for that model")
         body.text_projection = None
     context = int(getattr(body, "context_length", 77))
-    roomier = functools.partial(tokenizer, context_length=context + 1)
-    contract = FixedTokenizer(tokenizer, context, int(getattr(body, "pad_id", 0)), roomier)
+    contract = fixed_tokenizer(tokenizer, context, int(getattr(body, "pad_id", 0)))
     tower = OpenClipText(body, "text", f"open_clip:{spec.name}", spec.pool, contract)
     return tower.finish(spec.layers, spec.roles)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,21 +75,39 @@ class FixedTokenizer:
         rows = self.call(list(texts)).tolist()
         limit = min(max_tokens or self.context_tokens, self.context_tokens)
         lengths = self._lengths(rows)
-        cut = sum(length > limit for length in lengths)
-        if limit == self.context_tokens:
-            full = [text for text, length in zip(texts, lengths, strict=True) if length == limit]
-            longer = self._lengths(self.roomier(full).tolist()) if self.roomier and full else [limit + 1] * len(full)
-            cut = sum(length > limit for length in longer)
+        cut = (
+            sum(length > limit for length in lengths)
+            if limit < self.context_tokens
+            else self._cut(texts, rows, lengths)
+        )
+        keep_end = max(lengths, default=0) > limit and self._has_end()
         out = []
         for row, length in zip(rows, lengths, strict=True):
             if length > limit:
-                # keep the end-of-text token, which the tower reads
-                row = row[: limit - 1] + [row[length - 1]] + [self.pad_id] * (len(row) - limit)
+                kept = [*row[: limit - 1], row[length - 1]] if keep_end else row[:limit]
+                row = kept + [self.pad_id] * (len(row) - limit)
             out.append({"input_ids": row, "attention_mask": [int(i < min(length, limit)) for i in range(len(row))]})
         return out, cut
 
     def _lengths(self, rows: list[list[int]]) -> list[int]:
         return [max((i + 1 for i, t in enumerate(row) if t != self.pad_id), default=1) for row in rows]
+
+    def _cut(self, texts: Sequence[str], rows: list[list[int]], lengths: Sequence[int]) -> int:
+        """Count the texts that have more tokens where there is place for one more."""
+        # padding may be the end token: then a full row looks one shorter
+        full = [i for i, length in enumerate(lengths) if length >= self.context_tokens - 1]
+        if self.roomier is None or not full:
+            return sum(length == self.context_tokens for length in lengths)
+        longer = self.roomier([texts[i] for i in full]).tolist()
+        return sum(self._count(more) > self._count(rows[i]) for i, more in zip(full, longer, strict=True))
+
+    def _count(self, row: list[int]) -> int:
+        return len(row) - row.count(self.pad_id)
+
+    def _has_end(self) -> bool:
+        """Say whether texts end with a token of their own, which the tower may read."""
+        rows = self.call(["a", "b"]).tolist()
+        return len({row[length - 1] for row, length in zip(rows, self._lengths(rows), strict=True)}) == 1
 
     def pad(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
         """Stack; all rows have one length."""
@@ -97,3 +116,11 @@ class FixedTokenizer:
     def describe(self) -> dict[str, Any]:
         """Return class and context length."""
         return {"class": type(self.call).__name__, "context_tokens": self.context_tokens, "pad_id": self.pad_id}
+
+
+def fixed_tokenizer(call: Any, context_tokens: int, pad_id: int = 0) -> FixedTokenizer:
+    """Wrap a tokenizer as open_clip has them: a callable (texts, context_length) -> ids (N, L)."""
+    # what the tokenizer pads with is what it says; a model's config may differ
+    told = getattr(getattr(call, "tokenizer", None), "pad_token_id", None)
+    longer = functools.partial(call, context_length=context_tokens + 1)
+    return FixedTokenizer(call, context_tokens, pad_id if told is None else int(told), longer)

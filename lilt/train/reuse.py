@@ -29,6 +29,7 @@ from lilt.train.log import RunLog
 from lilt.train.sources import Source, find_sources
 
 REUSE = ("auto", "off", "memory", "disk")
+HOW = {"memory": "kept in memory", "disk": "kept on disk"}
 READ = 500e6  # bytes a second that a disk is trusted to read
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, that auto takes
 
@@ -97,7 +98,10 @@ class Reuse:
                 probe = self._probe(source)
                 place = distributed.gather_objects(self._place(source, probe))[0]
                 if place is not None:
-                    collate.stores[source.name] = self._fill(source, self._store(source, probe, place))
+                    store = self._store(source, probe, place)
+                    if store.folder:
+                        self.log.say(f"{source.name}: rows are in {store.folder}, for later runs too")
+                    collate.stores[source.name] = self._fill(source, store)
         collate.images = len(dataset.paths)
         if isinstance(dataset, PairDataset):
             dataset.opens = "vision" not in collate.stores
@@ -114,13 +118,15 @@ class Reuse:
             self.core.train(training)
 
     def _probe(self, source: Source) -> Probe:
-        """Compute the first few items, twice: the first time is not like the others."""
-        first = next(source.batches(list(range(min(8, source.count)))), None)
-        if first is None:
+        """Compute the first few items that can be read, twice: the first time is not like the others."""
+        parts = (list(range(start, min(start + 8, source.count))) for start in range(0, source.count, 8))
+        items, inputs = next((read for part in parts for read in source.batches(part)), (None, None))
+        if items is None or inputs is None:
             raise ValueError(
-                "none of the first images of the training set can be read; expected image files; check --image_root"
+                f"none of the {source.count:,} images of the training set can be read; expected image files; check "
+                "--image_root"
             )
-        items, inputs = first[0], self._moved(first[1])
+        inputs = self._moved(inputs)
         rows = source.compute(inputs)
         began = time.perf_counter()
         rows = source.compute(inputs)
@@ -144,7 +150,7 @@ class Reuse:
                 return None  # most items would come once
             place = self._best(source, probe, size)
         self.log.say(
-            f"{source.name}: {f'stored in {place}' if place else 'storing does not pay'}: {probe.bytes:,.0f} bytes a "
+            f"{source.name}: {HOW[place] if place else 'storing does not pay'}: {probe.bytes:,.0f} bytes a "
             f"{kind}, {size / 2**20:,.1f} MiB together, instead of {1e3 * probe.seconds:.2f} ms each"
         )
         return place

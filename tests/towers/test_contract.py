@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -13,6 +15,7 @@ from lilt.data import eval_transform
 from lilt.towers import ImageContract, Tower, build_tower
 from lilt.towers.tokenizer import FixedTokenizer, HfTokenizer
 from tests.towers.families import CAPTIONS, VOCABULARY, batch, open_clip_arch, tiny, tokens, word_tokenizer
+from tests.towers.joint_models import save_open_clip
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -119,6 +122,19 @@ def test_an_open_clip_caption_that_just_fits_is_not_counted_as_cut(words: int, l
     assert found == cut
     ids = [i for i in encodings[0]["input_ids"] if i]
     assert (ids[0], ids[-1], len(ids)) == (49406, 49407, min(words + 2, limit or 16))
+
+
+@pytest.mark.parametrize(("words", "limit", "cut"), [(10, None, 0), (11, None, 1), (7, 8, 0), (8, 8, 1)])
+def test_a_tower_whose_padding_is_its_end_token_counts_what_is_cut(
+    tmp_path: Path, words: int, limit: int | None, cut: int
+) -> None:
+    tokenizer = build_tower(save_open_clip("siglip", tmp_path), "text").contract
+    assert isinstance(tokenizer, FixedTokenizer) and tokenizer.context_tokens == 12
+    encodings, found = tokenizer.encode(["boat " * words, "boat"], limit)
+    assert found == cut
+    long, short = ([i for i in encoding["input_ids"] if i != tokenizer.pad_id] for encoding in encodings)
+    assert long == [short[0]] + [short[1]] * (min(words + 1, limit or 11) - 1)
+    assert sum(encodings[1]["attention_mask"]) == len(short) == 2
 
 
 def test_a_contract_describes_what_makes_it_that_tokenizer(bert: str, roberta: str) -> None:

@@ -81,6 +81,19 @@ def test_an_hf_weights_file_replaces_those_of_the_folder(bert: str, ending: str,
     same(tower(inputs), other.eval()(**inputs).last_hidden_state[:, 0])
 
 
+@pytest.mark.parametrize("pretrained", ["", "&pretrained=false"])
+@pytest.mark.parametrize("side", ["vision", "text"])
+def test_a_file_of_weights_is_read_by_open_clip_whatever_is_said_of_its_own(
+    side: str, pretrained: str, tmp_path: Path
+) -> None:
+    arch = open_clip_arch()
+    model = open_clip.create_model(arch)
+    file = tmp_path / "weights.safetensors"
+    save_file({name: torch.full_like(value, 0.5) for name, value in model.state_dict().items()}, file)
+    tower = build_tower(f"open_clip:{arch}?weights={file}{pretrained}", side)
+    assert all((p == 0.5).all() for p in tower.body.parameters())
+
+
 def test_an_hf_vision_folder_gives_the_class_token_and_drops_the_untrained_pooler(hf_vit: str) -> None:
     tower = build_tower(hf_vit, "vision").eval()
     model = hf.AutoModel.from_pretrained(hf_vit.removeprefix("hf:")).eval()

@@ -159,6 +159,24 @@ def test_bad_images_are_listed_and_left_out(run: Run, pictures: Path, tmp_path: 
         assert [Path(json.loads(line)["image"]).name for line in lines] == ["red0.png"]
 
 
+def test_it_starts_though_the_first_images_cannot_be_read(run: Run, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "torn"
+    shutil.copytree(pictures, folder)
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    first = [line["image"] for line in lines if line.get("split", "train") == "train"][:8]
+    for name in first:
+        (folder / name).write_bytes(b"no picture")
+    options = {"policy": "frozen", "data": str(folder / "manifest.jsonl"), "max_bad_share": 0.9}
+    on = plain(run, "on", reuse="memory", **options)
+    same(plain(run, "off", reuse="off", **options), on)
+    found = [json.loads(line)["image"] for line in (on.folder / "bad_images.jsonl").read_text().splitlines()]
+    assert sorted(Path(name).name for name in found) == sorted(Path(name).name for name in first)
+    for line in lines:
+        (folder / line["image"]).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"none of the \d+ images of the training set can be read; .*image_root"):
+        plain(run, "none", reuse="auto", **options)
+
+
 def test_a_changed_picture_is_computed_anew(run: Run, pictures: Path, tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(pictures, folder)
