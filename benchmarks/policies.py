@@ -6,7 +6,7 @@ in results/policies.jsonl already is passed over, so that the study can be stopp
 same number of steps, whatever their data, and are measured at their end; rates are compared on validation. With
 --same_compute a policy has as many steps as cost, by the FLOPs of `lilt budgets`, what --steps of full training do.
 Knowledge kept: top-1 of DeiT-tiny's own classifier on the tuned features over top-1 on the original ones, 1,000
-ImageNet photographs, at the resolution of the training. Options of `lilt train` are handed on. Needs hours on two cores.
+ImageNet photographs, at the resolution of training. Options of `lilt train` are handed on. Needs hours on two cores.
 """
 
 from __future__ import annotations
