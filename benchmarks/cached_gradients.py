@@ -37,8 +37,9 @@ from lilt.towers import Tower, TowerSpec, build_tower
 from lilt.towers.front import Front
 from lilt.towers.meta import NoTokenizer, without_weights
 from lilt.towers.text import from_hf_text
+from lilt.train.learner import Learner
 from lilt.train.reuse import find_fronts
-from lilt.train.step import Learner, Objective, backward
+from lilt.train.step import Objective, backward
 
 RESULTS = Path(__file__).parent / "results" / "cached_gradients.jsonl"
 SIZES = {"tiny": ("vit_tiny_patch16_224", PX, 256, 4, 4), "base": ("vit_base_patch16_224", 224, 768, 12, 12)}
@@ -115,7 +116,7 @@ class Steps:
     def __call__(self, way: str, batch: Batch, micro_batch: int | None, accelerator: Accelerator) -> None:
         self.learner.zero_grad()
         began = time.perf_counter()
-        done = backward(self.learner, Objective(), batch, accelerator, micro_batch, None, self.fronts)
+        done = backward(self.learner, Objective(), [batch], accelerator, micro_batch, None, self.fronts)
         done.loss.item()
         if accelerator.device.type != "cpu":
             torch.accelerator.synchronize()

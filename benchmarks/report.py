@@ -31,6 +31,11 @@ SUPPORT = """## Which policy works on which tower
 before anything is changed:
 
 """
+SUPPORT_LONG = """`python benchmarks/support.py --long`: {specs} compositions of two on the same families, {pairs:,}
+pairs. {alive:,} are applied and alive, {refused:,} refused (one part cannot work there, or both
+want one weight), and {dead} applied and dead.
+
+"""
 LORA_SPEED = """## LoRA's step beside peft's
 
 `python benchmarks/lora_speed.py`: the same tower, targets and rank, interleaved in one run; medians of process time
@@ -132,6 +137,14 @@ def support(rows: list[dict[str, Any]]) -> str:
     return text + "\n"
 
 
+def support_long(rows: list[dict[str, Any]]) -> str:
+    """Return the lines on compositions of two policies."""
+    if not rows:
+        return ""
+    ok, refused, dead = (sum(len(row[verdict]) for row in rows) for verdict in ("ok", "refused", "dead"))
+    return SUPPORT_LONG.format(specs=len(rows), pairs=ok + refused + dead, alive=ok, refused=refused, dead=dead)
+
+
 def lora_speed(rows: list[dict[str, Any]]) -> str:
     """Return the section on LoRA's step time."""
     if not rows:
@@ -213,6 +226,7 @@ SECTIONS = {
     "rsicd": rsicd,
     "policies": policies,
     "support": support,
+    "support_long": support_long,
     "lora_speed": lora_speed,
     "step_cost": step_cost,
     "cached_gradients": cached_gradients,

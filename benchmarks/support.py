@@ -2,7 +2,8 @@
 
 python benchmarks/support.py [--long]
 A pair is refused before anything is changed, or it is applied and each of its trained tensors is proved to move the
-output. Writes one JSON line a pair to results/support.jsonl (--long: support_long.jsonl); needs no GPU and no weights.
+output. Writes one JSON line a pair to results/support.jsonl, one a composition to support_long.jsonl; needs no GPU and no
+weights.
 """
 
 from __future__ import annotations
@@ -40,6 +41,13 @@ def attempt(spec: str, family: str) -> dict[str, Any]:
     return row | {"verdict": "ok", "trained": count, "mergeable": all(part.mergeable for part in parts)}
 
 
+def families_of(spec: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return on which families a composition works, is refused or is dead."""
+    ours = [row for row in rows if row["policy"] == spec]
+    verdicts = ("ok", "refused", "dead")
+    return {"policy": spec} | {v: [row["family"] for row in ours if row["verdict"] == v] for v in verdicts}
+
+
 def main() -> None:
     """Try all pairs and say how many of them work."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -53,7 +61,8 @@ def main() -> None:
     rows = [attempt(spec, family) for spec, family in track(pairs, "policies on towers")]
     file = HERE / "results" / ("support_long.jsonl" if long else "support.jsonl")
     file.parent.mkdir(exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = [families_of(spec, rows) for spec in specs] if long else rows
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     verdicts = [row["verdict"] for row in rows]
     print({verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))})
     for row in rows:

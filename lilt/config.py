@@ -85,6 +85,9 @@ class TrainConfig(ModelConfig):
     """pairs per step over all processes together"""
     micro_batch: int | None = None
     """pairs per process whose activations are in memory at once, with the gradient of the whole batch; default: all"""
+    spill: str = "auto"
+    """where a step in micro-batches keeps images and what frozen blocks gave: auto: in memory while there is place,
+    then on disk, in the run folder; disk; off: in memory"""
     teacher: str | None = None
     """image model to distil from, as a vision tower's spec; it sees the same views in its own normalisation"""
     distill: str = "contrastive"

@@ -22,8 +22,9 @@ from lilt.losses import build_loss
 from lilt.run import align
 from lilt.train import Trainer
 from lilt.train.engine import gathered, make_accelerator, prepare, spread
+from lilt.train.learner import Learner
 from lilt.train.optim import make_optimizer
-from lilt.train.step import Learner, Objective, backward
+from lilt.train.step import Objective, backward
 from tests import joint_step
 
 POLICIES = ("layernorm", "lora(r=2)", "full")
@@ -52,7 +53,7 @@ def gradients(config: TrainConfig, pictures: Path, micro_batch: int | None) -> d
     share = 8 // accelerator.num_processes
     start = accelerator.process_index * share
     batch = joint_step.batch(core, config, pictures, slice(start, start + share))
-    done = backward(model, Objective(build_loss(config.loss)), batch, accelerator, micro_batch)
+    done = backward(model, Objective(build_loss(config.loss)), [batch], accelerator, micro_batch)
     found = {name: p.grad for name, p in learner.trained().items() if p.grad is not None}
     assert found.keys() == learner.trained().keys()
     made = {name: distributed.whole(gradient) for name, gradient in found.items()}

@@ -19,8 +19,9 @@ from lilt.evaluate import embed_split
 from lilt.losses import SAME, build_loss
 from lilt.model import TwoTower
 from lilt.train.distill import Distiller
+from lilt.train.learner import Learner
 from lilt.train.objectives import parse_objective
-from lilt.train.step import Learner, Objective, backward
+from lilt.train.step import Objective, backward
 
 CAPTIONS = ("a red picture", "blue paint", "the boat", "all of it", "a photo", "white paper", "blue paint", "paint")
 
@@ -74,7 +75,7 @@ def gradients(
     objective = Objective(build_loss(config.loss), config.same, distiller)
     for _ in range(3 if "bank" in case else 1):
         model.zero_grad()
-        loss, parts, _ = backward(model, objective, ours, accelerator, micro_batch, teacher)
+        loss, parts, _ = backward(model, objective, [ours], accelerator, micro_batch, teacher)
     found = {name: p.grad for name, p in learner.trained().items() if p.grad is not None}
     assert found.keys() == learner.trained().keys()
     means = {name: distributed.mean(value.detach()) for name, value in ({"loss": loss} | parts).items()}

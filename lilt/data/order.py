@@ -101,10 +101,20 @@ class Batches(Sampler[list[Key]]):
     """Yields this rank's rows of each global batch, epoch after epoch, without an end; starts at any step.
 
     A global batch is the same set of pairs in the same order whatever the number of ranks. The last incomplete batch of
-    an epoch is dropped; a set smaller than one batch is one batch.
+    an epoch is dropped; a set smaller than one batch is one batch. With piece, the rows of a batch come in lists of so
+    many, the last one of what is left.
     """
 
-    def __init__(self, order: Order, batch_size: int, *, rank: int = 0, world: int = 1, start: int = 0):
+    def __init__(
+        self,
+        order: Order,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        piece: int | None = None,
+    ):
         batch = min(batch_size, len(order))
         batch -= batch % world
         if batch == 0:
@@ -114,11 +124,15 @@ class Batches(Sampler[list[Key]]):
             )
         self.order, self.batch, self.rank, self.world, self.start = order, batch, rank, world, start
         self.steps_per_epoch = len(order) // batch
+        self.ours = batch // world
+        self.piece = min(piece or self.ours, self.ours)
+        self.pieces = -(-self.ours // self.piece)  # of a batch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        step, ours = self.start, self.batch // self.world
+        step = self.start
         while True:
             epoch, place = divmod(step, self.steps_per_epoch)
-            first = place * self.batch + self.rank * ours
-            yield self.order.keys(epoch, first, first + ours)
+            first = place * self.batch + self.rank * self.ours
+            for start in range(first, first + self.ours, self.piece):
+                yield self.order.keys(epoch, start, min(start + self.piece, first + self.ours))
             step += 1

@@ -11,6 +11,7 @@ from lilt.train.bill import check_price
 from lilt.train.objectives import parse_objective
 from lilt.train.optim import OPTIMIZERS
 from lilt.train.reuse import REUSE
+from lilt.train.shelf import SPILL
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "precision": ("no", "bf16", "fp16"),
@@ -18,6 +19,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "same": SAME,
     "captions": ("one", "all"),
     "reuse": REUSE,
+    "spill": SPILL,
     "reuse_dtype": (None, *DTYPES),
 }
 

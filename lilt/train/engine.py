@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from lilt import distributed
 
 if TYPE_CHECKING:
-    from lilt.train.step import Learner
+    from lilt.train.learner import Learner
 
 ENCODING = ("encode_image", "encode_text")  # how a model is used beside its forward
 

@@ -13,8 +13,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from lilt import distributed
 from lilt.train.engine import recover
+from lilt.train.learner import Learner
 from lilt.train.place import Place
-from lilt.train.step import Learner, Step, random_state, set_random_state
+from lilt.train.randomness import random_state, set_random_state
+from lilt.train.step import Step
 
 PROBATION = 2  # steps; an optimizer has its moments from the second on
 PATIENCE = timedelta(minutes=10)

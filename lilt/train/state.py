@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from lilt import distributed
 from lilt.checkpoint import load_trained
+from lilt.train.learner import Learner
 from lilt.train.moments import load_moments, save_moments, set_aside
-from lilt.train.step import Learner
 
 STATE, SUMS = "state", "sums.json"
 _TRAINED = "trained.safetensors"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from lilt import distributed
 from lilt.data import Batch
 from lilt.losses import Loss, Relation, Softmax
-from lilt.model import Teacher, TwoTower
+from lilt.model import Teacher
 from lilt.towers.front import Front
 from lilt.train.distill import Distiller
 from lilt.train.engine import finish, silent
+from lilt.train.learner import Outputs
+from lilt.train.randomness import random_state, set_random_state
 
-Outputs = dict[str, Tensor]  # of a forward pass: rows (B, …), and numbers without dimension
 Parts = dict[str, Tensor]
 
 
@@ -30,51 +31,6 @@ class Step(NamedTuple):
     loss: Tensor
     parts: Parts
     broken: Tensor
-
-
-class Learner(nn.Module):
-    """What is trained: the model, and beside it the distillation head, which only training needs."""
-
-    def __init__(self, core: TwoTower, distiller: Distiller | None = None, fronts: Mapping[str, Front] | None = None):
-        super().__init__()
-        self.core = core
-        self.distiller = distiller
-        self.fronts = fronts or {}
-
-    def forward(
-        self, images: Tensor, tokens: dict[str, Tensor], stored: Mapping[str, Tensor] = MappingProxyType({})
-    ) -> Outputs:
-        """Encode pairs; stored: what the front of a tower gave, by its side, from where that tower then begins."""
-        with ExitStack() as stack:
-            for side, rows in stored.items():
-                stack.enter_context(self.fronts[side].resumed(rows))
-            if "vision" in stored and self.fronts["vision"].blind:
-                images = self.fronts["vision"].blank(stored["vision"])
-            made = self.core(images, tokens)
-        out = {"image": made.image, "text": made.text}
-        if self.core.scale.log.requires_grad:  # else the loss has no use for it
-            out["scale"] = made.scale
-        if made.bias is not None:
-            out["bias"] = made.bias
-        if made.hidden is not None:
-            out["image_hidden"], out["text_hidden"] = made.hidden
-        if self.distiller is not None:
-            assert made.features is not None
-            out["image_student"], out["text_student"] = self.distiller(*made.features)
-            if self.distiller.scale is not None:
-                out["student_scale"] = self.distiller.scale()
-        return out
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that are trained, by name: those of the model, then those that only training needs."""
-        beside = {} if self.distiller is None else dict(self.distiller.named_parameters(prefix="distiller"))
-        return self.core.trained() | beside
-
-    def clamp_(self) -> None:
-        """Bring all learned factors back into their ranges."""
-        self.core.scale.clamp_()
-        if self.distiller is not None:
-            self.distiller.clamp_()
 
 
 class Objective:
@@ -133,64 +89,97 @@ class Objective:
 def backward(
     model: nn.Module,
     objective: Objective,
-    batch: Batch,
+    batch: Sequence[Batch],
     accelerator: Accelerator,
     micro_batch: int | None = None,
     teacher: Teacher | None = None,
     fronts: Mapping[str, Front] = MappingProxyType({}),
     ready: Callable[[], None] = lambda: None,
     careful: bool = False,
+    keep: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Step:
-    """Add the gradient of a batch to the trained tensors.
+    """Add the gradient of a batch, which comes in one piece or several, to the trained tensors.
 
     With micro_batch rows at a time, the memory of the towers is that of one micro-batch and the gradient still that of
     the whole: a first pass keeps the outputs alone, the loss gives their gradient, a second pass carries it into the
     towers, with the same dropout. The frozen front of a tower is run once: what it gives is kept for the second pass.
     ready is called before ranks wait for one another. careful: gradients are exchanged behind the way back, not on it.
+    keep puts what waits for the second pass where there is place.
     Source: Gao et al. 2021, arXiv 2101.06983.
     """
-    taught = batch.stored.get("teacher")
-    batch = replace(batch, stored={side: rows for side, rows in batch.stored.items() if side in fronts})
-    pieces = [batch] if micro_batch is None or micro_batch >= len(batch.image_id) else batch.split(micro_batch)
-    if teacher is not None and taught is None:
-        with torch.no_grad(), accelerator.autocast():
-            taught = torch.cat([teacher(piece.images) for piece in pieces])
+    device = accelerator.device
+    pieces = [piece for part in batch for piece in part.split(micro_batch or len(part.valid))]
+    facts = _facts(pieces).to(device)
     if len(pieces) == 1:
+        piece = pieces[0].to(device)
+        taught = _taught(teacher, piece, accelerator)
         with silent(accelerator, model) if careful else nullcontext():
-            out = model(batch.images, batch.tokens, batch.stored)
+            out = model(piece.images, piece.tokens, _of(piece.stored, fronts))
             ready()
-            loss, parts = objective(out, batch, taught)
+            loss, parts = objective(out, facts, taught)
             accelerator.backward(loss)
         if careful:
             ready()
         finish(accelerator, model, careful)
         objective.remember()
         return Step(loss.detach(), parts, _broken(out))
-    states, made, stored = [], [], []
+    states, made, stored, types, said = [], [], [], [], []
     with torch.no_grad():
         for piece in pieces:
-            states.append(random_state(accelerator.device))
-            with _recording(fronts, piece.stored) as kept:
-                made.append(model(piece.images, piece.tokens, piece.stored))
-            stored.append({**piece.stored, **kept})
+            moved = piece.to(device)
+            said.append(_taught(teacher, moved, accelerator))
+            states.append(random_state(device))
+            known = _of(moved.stored, fronts)
+            with _recording(fronts, known) as kept:
+                made.append(model(moved.images, moved.tokens, known))
+            stored.append(_of(piece.stored, fronts) | {side: keep(rows) for side, rows in kept.items()})
+            types.append({side: rows.dtype for side, rows in (known | kept).items()})
     ready()
     leaves = {name: _joined([out[name] for out in made]).requires_grad_() for name in made[0]}
-    loss, parts = objective(leaves, batch, taught)
+    taught = torch.cat([rows for rows in said if rows is not None]) if teacher is not None else None
+    loss, parts = objective(leaves, facts, taught)
     gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-    after = random_state(accelerator.device)
-    for number, (piece, state, known) in enumerate(zip(pieces, states, stored, strict=True)):
+    after = random_state(device)
+    start = 0
+    for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
         last = number == len(pieces) - 1
-        set_random_state(accelerator.device, state)
+        set_random_state(device, state)
         if last:
             ready()
         # one exchange of gradients a step, behind the last piece
         with nullcontext() if last else silent(accelerator, model):
-            out = model(piece.images, piece.tokens, known)
-            accelerator.backward(_carried(out, gradients, number * len(pieces[0].image_id)))
-    set_random_state(accelerator.device, after)
+            known = {side: rows.to(device, types[number][side]) for side, rows in stored[number].items()}
+            if "vision" in known and fronts["vision"].blind:
+                piece = replace(piece, images=piece.images[:, :0])  # nobody looks at them again
+            moved = piece.to(device)
+            out = model(moved.images, moved.tokens, known)
+            accelerator.backward(_carried(out, gradients, start))
+        start += len(piece.valid)
+    set_random_state(device, after)
     finish(accelerator, model)
     objective.remember()
     return Step(loss.detach(), parts, _broken(leaves))
+
+
+def _facts(pieces: Sequence[Batch]) -> Batch:
+    """Return the ids of a batch that comes in pieces, without images and captions."""
+    image_id, text_id, valid = (
+        torch.cat([getattr(piece, name) for piece in pieces]) for name in ("image_id", "text_id", "valid")
+    )
+    return Batch(torch.empty(len(valid), 0), {}, image_id, text_id, valid)
+
+
+def _of(stored: Mapping[str, Tensor], fronts: Mapping[str, Front]) -> dict[str, Tensor]:
+    """Return what is stored of fronts; a teacher's rows are not for the model."""
+    return {side: rows for side, rows in stored.items() if side in fronts}
+
+
+def _taught(teacher: Teacher | None, piece: Batch, accelerator: Accelerator) -> Tensor | None:
+    """Return what the teacher says of images, or has said before."""
+    if teacher is None or "teacher" in piece.stored:
+        return piece.stored.get("teacher")
+    with torch.no_grad(), accelerator.autocast():
+        return teacher(piece.images)
 
 
 @contextmanager
@@ -221,15 +210,3 @@ def _carried(out: Outputs, gradients: dict[str, Tensor], start: int) -> Tensor:
         else:  # each piece computes it, and it counts once
             terms.append(value * gradients[name] if start == 0 else value * 0)
     return torch.stack(terms).sum()
-
-
-def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return the states of the generators that dropout draws from."""
-    return torch.get_rng_state(), None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
-
-
-def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    """Put them back."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.get_device_module(device).set_rng_state(state[1])

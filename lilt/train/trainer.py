@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,24 +12,28 @@ from accelerate.utils import DistributedType
 
 from lilt import distributed
 from lilt.config import TrainConfig
-from lilt.data import Batch, Batches, Collate, Pairs, make_loader
+from lilt.data import Batch, Batches, Collate, Pairs
 from lilt.data.order import draw_seed
+from lilt.data.store import DTYPES
 from lilt.losses import build_loss
 from lilt.model import Teacher, TwoTower
 from lilt.train.blocks import treat_blocks
 from lilt.train.distill import build_distiller
 from lilt.train.engine import clip, gathered, prepare, spread
+from lilt.train.feed import Feed
 from lilt.train.guard import Guard
 from lilt.train.kernels import quick_attention
+from lilt.train.learner import Learner
 from lilt.train.liveness import FirstSteps
 from lilt.train.log import BAD_IMAGES, RunLog, peak_memory
 from lilt.train.meter import Meter
 from lilt.train.optim import make_optimizer, make_schedule
 from lilt.train.place import Outcome, Place
 from lilt.train.reuse import Reuse, find_fronts
+from lilt.train.shelf import Shelf
 from lilt.train.shrink import Shrink
 from lilt.train.state import find_state, keep_frozen_weights_out, load_state, save_state
-from lilt.train.step import Learner, Objective, Step, backward
+from lilt.train.step import Objective, Step, backward
 from lilt.train.stop import Stop
 
 SELECT_BY = "mean_recall"
@@ -58,7 +62,8 @@ class Trainer:
         self.validate, self.save = validate, save
         self.accelerator = accelerator
         order = dataset.order(config.seed, config.shuffle_buffer, config.resample)
-        self.batches = Batches(order, config.batch_size, rank=distributed.rank(), world=distributed.world_size())
+        ranks = {"rank": distributed.rank(), "world": distributed.world_size()}
+        self.batches = Batches(order, config.batch_size, piece=config.micro_batch, **ranks)
         self.steps = config.max_steps or math.ceil(config.epochs * self.batches.steps_per_epoch)
         warmup = math.ceil(0.05 * self.steps) if config.warmup_steps is None else config.warmup_steps
         self.teacher = teacher
@@ -74,8 +79,8 @@ class Trainer:
         self.place, self.meter = Place(), Meter()
         self.objective = Objective(build_loss(config.loss), config.same, self.learner.distiller, config.distill_weight)
         keep_frozen_weights_out(accelerator, self.learner)
-        rows = self.batches.batch // distributed.world_size()
-        self.model, self.optimizer = prepare(accelerator, self.learner, optimizer, rows, config.micro_batch)
+        rows = self.batches.ours, config.micro_batch
+        self.model, self.optimizer = prepare(accelerator, self.learner, optimizer, *rows)
         self.shrink = Shrink(accelerator, self.learner, self.place, config.micro_batch, log.say)
         self.guard = Guard(config.max_bad_steps, dataset.paths)
         accelerator.register_for_checkpointing(self.schedule, self.place, self.meter, self.guard)
@@ -93,18 +98,11 @@ class Trainer:
         # DeepSpeed has used the gradients up before anybody can look at them
         looked_at = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.first_steps = FirstSteps(core, 2 if looked_at else self.place.step)
+        kept = None if config.reuse_dtype is None else DTYPES[config.reuse_dtype]
+        self.shelf = Shelf(log.folder, config.spill, kept)
         self.reuse = Reuse(config, core, fronts, teacher, accelerator, log, self.steps * self.batches.batch)
         self.collate = collate
-        # the loader is ours: Accelerate's would repeat samples to even out batches, which are false negatives here
-        self.loader = make_loader(
-            dataset,
-            config.workers,
-            batch_sampler=self.batches,
-            collate_fn=collate,
-            pin_memory=accelerator.device.type == "cuda",
-            # without its own generator a loader draws its base seed from the one that dropout uses
-            generator=torch.Generator().manual_seed(config.seed),
-        )
+        self.feed = Feed(dataset, collate, self.batches, config, accelerator, self.shelf)
         self.faults: list[tuple[str, str]] = []
 
     def run(self) -> Outcome:
@@ -118,18 +116,20 @@ class Trainer:
         count = 0
         every = max(1, round(self.config.eval_every * self.batches.steps_per_epoch))
         bar = self.log.bar("training", self.steps, self.place.step)
-        batches: Iterator[Batch] = iter(self.loader) if self.place.step < self.steps else iter(())
+        batches = iter(self.feed) if self.place.step < self.steps else iter(())
         before = self._stepping()
         self.model.train()
-        with Stop() as stop, quick_attention(self.accelerator):
+        with Stop() as stop, quick_attention(self.accelerator), self.shelf:
             while self.place.step < self.steps:
                 with self.meter("data"):
                     batch = next(batches)
                 with self.meter("steps"):
-                    done = self._step(batch.to(self.accelerator.device))
-                self.faults += batch.faults
+                    done = self._step(batch)
+                self.faults += [fault for piece in batch for fault in piece.faults]
                 self.place.step += 1
                 count += 1
+                if count == 1 and self.shelf.on_disk:
+                    self.log.say(f"a step keeps {self.shelf.on_disk / 2**20:,.1f} MiB on disk, in {self.shelf.folder}")
                 last = self.place.step == self.steps
                 # what costs a wait for the device or for other ranks happens at log steps; on one CPU it is free
                 keep = self.place.step % every == 0 or last
@@ -163,19 +163,20 @@ class Trainer:
         """Return the pairs per second of the steps since a sitting began."""
         return self.batches.batch * done / max(self._stepping() - before, 1e-9)
 
-    def _step(self, batch: Batch) -> Step:
+    def _step(self, batch: list[Batch]) -> Step:
         def step(micro_batch: int | None, **how: Any) -> Step:
             parts = self.objective, batch, self.accelerator, micro_batch, self.teacher, self.learner.fronts
-            return backward(self.model, *parts, **how)
+            return backward(self.model, *parts, keep=self.shelf.put, **how)
 
-        done = self.shrink(len(batch.image_id), step)
+        done = self.shrink(self.batches.ours, step)
+        images = torch.cat([piece.image_id for piece in batch])
         self.first_steps.look(self.optimizer)
         norm = clip(self.accelerator, self.learner.trained().values(), self.config.clip_norm)
         if self.accelerator.scaler is None:
-            self.guard.step(self.optimizer, self.place.step + 1, norm, done.broken, batch.image_id)
+            self.guard.step(self.optimizer, self.place.step + 1, norm, done.broken, images)
         else:  # the scaler leaves out steps of its own, and by them finds its factor
             self.optimizer.step()
-            self.guard.note(self.place.step + 1, ~done.broken.any(), done.broken, batch.image_id)
+            self.guard.note(self.place.step + 1, ~done.broken.any(), done.broken, images)
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         self.optimizer.zero_grad()

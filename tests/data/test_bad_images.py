@@ -15,7 +15,8 @@ from lilt.config import TrainConfig
 from lilt.data import Batch, Collate, Pairs, Sample, eval_transform, open_image, read_image
 from lilt.model import TwoTower
 from lilt.towers import ImageContract
-from lilt.train.step import Learner, Objective
+from lilt.train.learner import Learner
+from lilt.train.step import Objective
 
 
 def damage(kind: str, good: Path, folder: Path) -> Path:

@@ -150,3 +150,17 @@ def test_a_buffer_of_nothing_is_an_error() -> None:
 def test_fewer_pairs_than_processes_is_an_error() -> None:
     with pytest.raises(ValueError, match="batch_size=128 on 3 pairs leaves no pair for each of 4 processes; use fewer"):
         Batches(Order([3]), 128, world=4)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("piece", [1, 4, 5, 6, 100])
+def test_a_batch_in_pieces_is_the_same_batch(piece: int, world: int) -> None:
+    for rank in range(world):
+        options: dict[str, Any] = {"rank": rank, "world": world, "start": 3}
+        whole = Batches(order("windows"), 12, **options)
+        split = Batches(order("windows"), 12, piece=piece, **options)
+        pieces = iter(split)
+        for batch in islice(whole, 5):
+            parts = [next(pieces) for _ in range(split.pieces)]
+            assert [key for part in parts for key in part] == batch
+            assert {len(part) for part in parts[:-1]} <= {piece} and 0 < len(parts[-1]) <= piece

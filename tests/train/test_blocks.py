@@ -22,7 +22,8 @@ from lilt.config import TrainConfig
 from lilt.data import Batch
 from lilt.model import TwoTower
 from lilt.train.blocks import check_backend, checkpoint_blocks, compile_blocks
-from lilt.train.step import Learner, Objective, backward
+from lilt.train.learner import Learner
+from lilt.train.step import Objective, backward
 from tests.train.conftest import Run
 
 # what is inside a block, on it, around it, and in front of it
@@ -46,7 +47,7 @@ def parts(config: TrainConfig, policy: str) -> tuple[TwoTower, Batch]:
 def gradients(model: TwoTower, batch: Batch, micro_batch: int | None = None) -> dict[str, Tensor]:
     torch.manual_seed(5)  # the dropout
     model.zero_grad()
-    backward(Learner(model), Objective(), batch, Accelerator(), micro_batch)
+    backward(Learner(model), Objective(), [batch], Accelerator(), micro_batch)
     return {name: p.grad.clone() for name, p in model.trained().items() if p.grad is not None}
 
 

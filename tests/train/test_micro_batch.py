@@ -15,7 +15,8 @@ from lilt.build import build_model, build_pairs, build_splits
 from lilt.config import TrainConfig
 from lilt.data import Batch
 from lilt.model import TwoTower
-from lilt.train.step import Learner, Objective, backward
+from lilt.train.learner import Learner
+from lilt.train.step import Objective, backward
 from tests.train.conftest import Run
 
 
@@ -34,7 +35,7 @@ def parts(settings: dict[str, Any], pictures: Any) -> tuple[TwoTower, Batch]:
 def gradients(model: TwoTower, batch: Batch, micro_batch: int | None) -> dict[str, Tensor]:
     accelerator = Accelerator()
     model.zero_grad()
-    loss = backward(Learner(model), Objective(), batch, accelerator, micro_batch).loss
+    loss = backward(Learner(model), Objective(), [batch], accelerator, micro_batch).loss
     return {name: p.grad.clone() for name, p in model.trained().items() if p.grad is not None} | {"loss": loss}
 
 
@@ -70,7 +71,7 @@ def test_both_passes_drop_the_same(parts: tuple[TwoTower, Batch]) -> None:
     model, batch = parts
     seen = _Seen(Learner(model.train()))
     torch.manual_seed(3)
-    backward(seen, Objective(), batch, Accelerator(), 3)
+    backward(seen, Objective(), [batch], Accelerator(), 3)
     first, second = seen.given[:3], seen.given[3:]
     assert len(second) == 3
     for one, other in zip(first, second, strict=True):
@@ -86,7 +87,7 @@ def test_the_random_stream_goes_on_as_after_one_pass(parts: tuple[TwoTower, Batc
     model, batch = parts
     model.train()
     torch.manual_seed(3)
-    backward(Learner(model), Objective(), batch, Accelerator(), 3)
+    backward(Learner(model), Objective(), [batch], Accelerator(), 3)
     after = torch.get_rng_state()
     torch.manual_seed(3)
     with torch.no_grad():
@@ -105,7 +106,7 @@ def test_the_number_of_exchanges_between_ranks_is_one(parts: tuple[TwoTower, Bat
 
     model, batch = parts
     accelerator = Counting()
-    backward(Learner(model), Objective(), batch, accelerator, 2)
+    backward(Learner(model), Objective(), [batch], accelerator, 2)
     assert accelerator.silent == 3  # of four pieces
 
 
