@@ -54,6 +54,15 @@ def timm_contract(body: nn.Module, spec: TowerSpec) -> ImageContract:
     return ImageContract(px, data["mean"], data["std"], data["interpolation"], data["crop_pct"])
 
 
+def given_contract(preprocess: Any, label: str, spec: TowerSpec) -> ImageContract | None:
+    """Return what a user passed, a description, a transformers processor or a callable, as a contract."""
+    if preprocess is None or isinstance(preprocess, ImageContract):
+        return preprocess
+    if hasattr(preprocess, "image_mean") and hasattr(preprocess, "size"):
+        return hf_contract(preprocess, label, spec)
+    return ImageContract(0, transform=preprocess)
+
+
 def hf_contract(processor: Any, label: str, spec: TowerSpec) -> ImageContract:
     """Return how a transformers image processor prepares its images."""
     shortest = _side(processor.size, "shortest_edge")

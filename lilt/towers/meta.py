@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForTextEncoding
 
 from lilt.registry import Registry
 from lilt.towers.base import Tower, text_towers, vision_towers
+from lilt.towers.image_models import hf_contract
 from lilt.towers.loading import fixed_seed, open_clip_model
 from lilt.towers.published import config_of, find_published
 from lilt.towers.spec import TowerSpec
@@ -60,7 +61,8 @@ def _hf_vision(spec: TowerSpec) -> Tower:
     with fixed_seed():
         body = AutoModel.from_config(config, dtype=torch.float32)
     body = getattr(body, "vision_model", body)
-    return from_hf_vision(body, f"hf:{spec.name}", spec, _processor(spec.name, body.config))
+    label = f"hf:{spec.name}"
+    return from_hf_vision(body, label, spec, hf_contract(_processor(spec.name, body.config), label, spec))
 
 
 def _processor(name: str, config: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
 from lilt.towers.base import ImageContract, Inputs, Tokens, Tower, vision_towers
-from lilt.towers.image_models import hf_contract, timm_contract, timm_model
+from lilt.towers.image_models import given_contract, hf_contract, timm_contract, timm_model
 from lilt.towers.loading import fixed_seed, load_weights, open_clip_model, py_factory, quiet
 from lilt.towers.spec import TowerSpec
 
@@ -100,9 +100,9 @@ def timm_vision(spec: TowerSpec) -> Tower:
     return from_timm(timm_model(spec, num_classes=0), f"timm:{spec.name}", spec)
 
 
-def from_timm(body: nn.Module, label: str, spec: TowerSpec) -> Tower:
+def from_timm(body: nn.Module, label: str, spec: TowerSpec, contract: ImageContract | None = None) -> Tower:
     """Wrap a finished timm model: drop the classifier and, when another pool is asked for, its pooling."""
-    contract = timm_contract(body, spec)
+    contract = contract or timm_contract(body, spec)
     reset: Any = body.reset_classifier
     reset(0)
     if spec.pool not in (None, "own") and getattr(body, "attn_pool", None) is not None:
@@ -126,17 +126,17 @@ def hf_vision(spec: TowerSpec) -> Tower:
             f"transformers could not load the vision tower {spec.name!r}: {error}. Expected a hub name or a folder "
             "with config.json, weights and preprocessor_config.json"
         ) from error
-    return from_hf_vision(getattr(body, "vision_model", body), f"hf:{spec.name}", spec, processor)
+    label = f"hf:{spec.name}"
+    return from_hf_vision(getattr(body, "vision_model", body), label, spec, hf_contract(processor, label, spec))
 
 
-def from_hf_vision(body: Any, label: str, spec: TowerSpec, processor: Any) -> Tower:
+def from_hf_vision(body: Any, label: str, spec: TowerSpec, contract: ImageContract) -> Tower:
     """Wrap a transformers vision model; a tanh pooler, trained for another task or not at all, is dropped."""
     pooler = getattr(body, "pooler", None)
     if pooler is not None and any(isinstance(m, nn.Linear) for m in pooler.modules()):
         body.pooler = None
     if spec.weights is not None:
         load_weights(body, spec.weights)
-    contract = hf_contract(processor, label, spec)
     return HfVision(body, "vision", label, spec.pool, contract).finish(spec.layers, spec.roles)
 
 
@@ -163,17 +163,19 @@ def py_vision(spec: TowerSpec) -> Tower:
 
 def wrap_vision(module: nn.Module, preprocess: Any, label: str, spec: TowerSpec) -> Tower:
     """Wrap a finished module; what it is decides how it is run, and preprocess is needed where it says nothing."""
-    if hasattr(module, "forward_features") and hasattr(module, "pretrained_cfg") and preprocess is None:
-        return from_timm(module, label, spec)
+    contract = given_contract(preprocess, label, spec)
+    if hasattr(module, "forward_features") and hasattr(module, "pretrained_cfg"):
+        return from_timm(module, label, spec, contract)
     if isinstance(module, PreTrainedModel):
-        processor = preprocess or AutoImageProcessor.from_pretrained(module.config.name_or_path, use_fast=True)
-        return from_hf_vision(module, label, spec, processor)
-    if preprocess is None:
+        if contract is None:
+            processor = AutoImageProcessor.from_pretrained(module.config.name_or_path, use_fast=True)
+            contract = hf_contract(processor, label, spec)
+        return from_hf_vision(module, label, spec, contract)
+    if contract is None:
         raise ValueError(
             f"the module {type(module).__name__} came without a preprocess; a vision tower needs its own: pass "
             "preprocess=callable (PIL image -> tensor) or lilt.ImageContract(image_px=…, mean=…, std=…)"
         )
-    contract = preprocess if isinstance(preprocess, ImageContract) else ImageContract(0, transform=preprocess)
     if load := spec.weights:
         load_weights(module, load)
     return OwnVision(module, "vision", label, spec.pool, contract).finish(spec.layers, spec.roles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import transformers as hf
 from safetensors.torch import save_file
 from torch import nn
 
-from lilt.towers import ImageContract, Tower, build_tower
+from lilt.towers import ImageContract, Tower, TowerSpec, build_tower
+from lilt.towers.vision import wrap_vision
 from tests.towers.families import (
     CAPTIONS,
     CONTRACT,
@@ -202,3 +204,22 @@ def test_the_fingerprint_changes_with_any_weight() -> None:
     with torch.no_grad():
         model.blocks[1].mlp.fc2.bias[3] += 1e-3
     assert build_tower(model, "vision").fingerprint != before
+
+
+@pytest.mark.parametrize("library", ["timm", "hf"])
+@pytest.mark.parametrize("given", [ImageContract(32, (0.1,) * 3, (0.9,) * 3), lambda picture: IMAGES[0]])
+def test_a_librarys_module_with_a_preprocess_of_ones_own_is_still_run_as_the_librarys(library: str, given: Any) -> None:
+    torch.manual_seed(0)
+    if library == "timm":
+        module: Any = timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT)  # type: ignore[arg-type]
+        expected = timm_features(copy.deepcopy(module))
+    else:
+        module = hf.ViTModel(
+            hf.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+        )
+        expected = module.eval()(IMAGES).last_hidden_state[:, 0]
+    tower = wrap_vision(module, given, "mine", TowerSpec("module")).eval()
+    same(tower(IMAGES), expected)
+    contract = tower.contract
+    assert isinstance(contract, ImageContract)
+    assert contract == given if isinstance(given, ImageContract) else contract.transform is given
