@@ -2,8 +2,8 @@
 
 python benchmarks/support.py [--long]
 A pair is refused before anything is changed, or it is applied and each of its trained tensors is proved to move the
-output. Writes one JSON line a pair to results/support.jsonl, one a composition to support_long.jsonl; needs no GPU and no
-weights.
+output. Writes one JSON line a pair to results/support.jsonl, one a composition to support_long.jsonl; needs no GPU and
+no weights.
 """
 
 from __future__ import annotations
