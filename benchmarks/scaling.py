@@ -28,8 +28,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMAGES = 64
 OPTIONS = [
     "--vision", "timm:test_vit?pretrained=false&image_px=32", "--text", "demo", "--policy", "full",
-    "--same", "negative", "--augment", "none", "--reuse", "off", "--val_split", "none", "--test_split", "none", "--log_every", "1",
-    "--loss", "softmax(chunk=2048)", "--micro_batch", "64", "--overwrite", "true",
+    "--same", "negative", "--augment", "none", "--reuse", "off", "--val_split", "none", "--test_split", "none",
+    "--log_every", "1", "--loss", "softmax(chunk=2048)", "--micro_batch", "64", "--overwrite", "true",
 ]  # fmt: skip
 
 
