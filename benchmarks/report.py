@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from distillation_report import distillation
 from policies_report import policies
 
 HERE = Path(__file__).parent
@@ -67,6 +68,20 @@ REUSED = """## Training from what frozen parts gave once
 
 `python benchmarks/reuse.py`: seconds of an epoch without and with reuse, on {machine}. Promised: FLOPs of a step over
 FLOPs of what is left of it behind the front.
+
+"""
+PEERS = """## Beside other libraries
+
+`python benchmarks/peers.py`: a training step on the same towers ({size}), batch of {batch_size}, optimizer and
+clipping, synthetic pairs; medians of {rounds} rounds in which all take turns, on {machine}; {versions}. lilt is: how many times
+the speed of that way. Memory beyond the weights, in a process of its own. error: of the gradient in pieces against the
+one in one piece, over its largest entry, the worst tensor.
+
+"""
+SCALING = """## Scaling
+
+`python benchmarks/scaling.py`: tiny towers at 32 px, all weights trained, micro-batches of 64, the loss in tiles of
+2,048, on {machine}, beside other work. Memory is that of the whole process.
 
 """
 KILLED = """## Killed and resumed
@@ -211,6 +226,36 @@ def reuse(rows: list[dict[str, Any]]) -> str:
     return text + "\n"
 
 
+def peers(rows: list[dict[str, Any]]) -> str:
+    """Return the section on other libraries."""
+    if not rows:
+        return ""
+    versions = ", ".join(f"{name} {number}" for name, number in rows[-1]["versions"].items())
+    text = PEERS.format(**{**rows[-1], "versions": versions})
+    text += "| step | way | pieces | pairs/s | lilt is | MiB | file MiB | error |\n|---|---|--:|--:|--:|--:|--:|--:|\n"
+    for r in rows:
+        error = "" if r["gradient_error"] is None else f"{r['gradient_error']:.0e}"
+        text += (
+            f"| {r['group']} | {r['way']} | {r['pieces']} | {r['pairs_per_second']:.1f} | "
+            f"{r['lilt_over_this']:.2f} | {r['peak_bytes'] / 2**20:,.0f} | {r['file_bytes'] / 2**20:.1f} | {error} |\n"
+        )
+    return text + "\n"
+
+
+def scaling(rows: list[dict[str, Any]]) -> str:
+    """Return the section on scaling."""
+    if not rows:
+        return ""
+    text = SCALING.format(**rows[-1])
+    text += "| with | pairs | batch | processes | starting s | s a step | pairs/s | MiB |\n|---|" + "--:|" * 7 + "\n"
+    for r in rows:
+        text += (
+            f"| {r['what']} | {r['pairs']:,} | {r['batch_size']:,} | {r['processes']} | {r['starting_s']:.1f} | "
+            f"{r['step_s']:.2f} | {r['pairs_per_second']:,.0f} | {r['peak_bytes'] / 2**20:,.0f} |\n"
+        )
+    return text + "\n"
+
+
 def kill(rows: list[dict[str, Any]]) -> str:
     """Return the section on killed runs."""
     if not rows:
@@ -225,6 +270,7 @@ def kill(rows: list[dict[str, Any]]) -> str:
 SECTIONS = {
     "rsicd": rsicd,
     "policies": policies,
+    "distillation": distillation,
     "support": support,
     "support_long": support_long,
     "lora_speed": lora_speed,
@@ -233,6 +279,8 @@ SECTIONS = {
     "reuse": reuse,
     "loss_memory": loss_memory,
     "kill": kill,
+    "peers": peers,
+    "scaling": scaling,
 }
 
 
