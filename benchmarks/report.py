@@ -73,9 +73,9 @@ FLOPs of what is left of it behind the front.
 PEERS = """## Beside other libraries
 
 `python benchmarks/peers.py`: a training step on the same towers ({size}), batch of {batch_size}, optimizer and
-clipping, synthetic pairs; medians of {rounds} rounds in which all take turns, on {machine}; {versions}. lilt is: how many times
-the speed of that way. Memory beyond the weights, in a process of its own. error: of the gradient in pieces against the
-one in one piece, over its largest entry, the worst tensor.
+clipping, synthetic pairs; medians of {rounds} rounds in which all take turns, on {machine}; {versions}. lilt
+is: how many times the speed of that way. Memory beyond the weights, in a process of its own. error: of the
+gradient in pieces against the one in one piece, over its largest entry, the worst tensor.
 
 """
 SCALING = """## Scaling
