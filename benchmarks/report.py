@@ -84,6 +84,12 @@ SCALING = """## Scaling
 2,048, on {machine}, beside other work. Memory is that of the whole process.
 
 """
+ADVICE = """## Advice before training
+
+`LILT_KIT=FOLDER python benchmarks/advise.py`: RSICD at {image_px} px, 2,000 training pairs; mR on validation of linear heads on
+frozen towers after {steps} steps. Mutual nearest neighbours (k = 10, chance {chance:.1f} %) and CKA of the outputs.
+
+"""
 KILLED = """## Killed and resumed
 
 `python benchmarks/kill.py`: runs killed with SIGKILL at random moments and resumed, against the same run left alone.
@@ -256,6 +262,23 @@ def scaling(rows: list[dict[str, Any]]) -> str:
     return text + "\n"
 
 
+def advice(rows: list[dict[str, Any]]) -> str:
+    """Return the section on what `lilt advise` foretells."""
+    pairs = [r for r in rows if "spearman" not in r and "by_layer" not in r]
+    if not pairs:
+        return ""
+    text = ADVICE.format(**pairs[0]) + "| vision | text | neighbours % | CKA | val mR |\n|---|---|--:|--:|--:|\n"
+    for r in sorted(pairs, key=lambda r: -r["mutual_knn"]):
+        text += (
+            f"| {r['vision']} | {r['text']} | {r['mutual_knn']:.1f} | {r['cka']:.2f} | {r['val_mean_recall']:.2f} |\n"
+        )
+    for r in rows:
+        if "spearman" in r:
+            said = ", ".join(f"{name} {value:.2f}" for name, value in r["spearman"].items())
+            text += f"\nSpearman's correlation with the recall, {r['tower_pairs']} pairs: {said}. LOG.md has what is behind it.\n"
+    return text + "\n"
+
+
 def kill(rows: list[dict[str, Any]]) -> str:
     """Return the section on killed runs."""
     if not rows:
@@ -281,6 +304,7 @@ SECTIONS = {
     "kill": kill,
     "peers": peers,
     "scaling": scaling,
+    "advise": advice,
 }
 
 

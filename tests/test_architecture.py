@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "lilt"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # each module may import those below it
 LAYERS = [
-    {"__main__"}, {"cli"}, {"report"}, {"cost"}, {"run"}, {"train", "evaluate"}, {"dual"}, {"checkpoint"},
+    {"__main__"}, {"cli"}, {"report"}, {"cost", "advise"}, {"run"}, {"train", "evaluate"}, {"dual"}, {"checkpoint"},
     {"build", "budgets"}, {"model", "losses"}, {"data", "policies"}, {"towers"}, {"demo"},
     {"config", "registry", "distributed"},
 ]  # fmt: skip

@@ -55,7 +55,7 @@ def compare(
     for spec in specs:
         parse_policy(spec, "vision"), parse_policy(spec, "text")
     batch = meta_batch(vision, text, batch_size, text_tokens)
-    pair = _Pair(without_weights(vision), without_weights(text), projection, shared, *batch)
+    pair = BarePair(without_weights(vision), without_weights(text), projection, shared, *batch)
     advance("full")
     whole = pair.tuned("full")
     full = step_cost(whole, pair.images, pair.tokens, pair.counter)
@@ -73,7 +73,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class _Pair:
+class BarePair:
     """Two towers without a policy, and the batch they are compared on."""
 
     vision: Tower

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from lilt.cli.advise import advise
 from lilt.cli.budgets import budgets
 from lilt.cli.compare import compare
 from lilt.cli.cost import cost
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report,
     "compare": compare,
     "shards": shards,
+    "advise": advise,
 }
 
 

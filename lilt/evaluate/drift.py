@@ -90,7 +90,7 @@ def _add(gathered: dict[str, Moments], more: dict[str, Moments]) -> None:
 @torch.no_grad()
 def compared(tower: Tower, base: nn.Module | None, inputs: Inputs) -> dict[str, Moments]:
     """Run a tower and its base on a batch; rows are the real tokens of each block, and the pooled outputs."""
-    with _blocks_watched(tower) as seen:
+    with blocks_watched(tower) as seen:
         tuned = {POOLED: tower(inputs)} | dict(seen)
         seen.clear()
         with merge.disabled(tower, base):
@@ -116,7 +116,7 @@ def _rows(before: Tensor, tuned: Tensor, mask: Tensor | None, prefix: int) -> tu
 
 
 @contextmanager
-def _blocks_watched(tower: Tower) -> Iterator[dict[str, Tensor]]:
+def blocks_watched(tower: Tower) -> Iterator[dict[str, Tensor]]:
     """Keep what each block gives, in depth order, in the forward that runs inside."""
     seen: dict[str, Tensor] = {}
     handles = []
