@@ -87,7 +87,8 @@ SCALING = """## Scaling
 ADVICE = """## Advice before training
 
 `LILT_KIT=FOLDER python benchmarks/advise.py`: RSICD at {image_px} px, 2,000 training pairs; mR on validation
-of linear heads on frozen towers after {steps} steps. Mutual nearest neighbours (k = 10, chance {chance:.1f} %) and CKA of the outputs.
+of linear heads on frozen towers after {steps} steps. Mutual nearest neighbours (k = 10, chance {chance:.1f}
+%) and CKA of the outputs.
 
 """
 KILLED = """## Killed and resumed
@@ -272,7 +273,7 @@ def advice(rows: list[dict[str, Any]]) -> str:
         recall = sum(r["val_mean_recall"]) / len(r["val_mean_recall"])  # over seeds
         text += f"| {r['vision']} | {r['text']} | {r['mutual_knn']:.1f} | {r['cka']:.2f} | {recall:.2f} |\n"
     for r in rows:
-        if "spearman" in r:
+        if "tower_pairs" in r:
             said = ", ".join(f"{name} {value:.2f}" for name, value in r["spearman"].items())
             text += f"\nSpearman's correlation with the recall over {r['tower_pairs']} pairs: {said}. More in LOG.md.\n"
     return text + "\n"
