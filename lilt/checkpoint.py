@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lilt import distributed
 from lilt.config import ModelConfig
 from lilt.model import TwoTower
+from lilt.policies import parse_policy
 from lilt.towers import ImageContract, Tower
 
 ADAPTER, CONTRACT, CARD = "adapter.safetensors", "lilt.json", "README.md"
@@ -67,6 +68,7 @@ def describe(model: TwoTower, config: ModelConfig, tensors: Mapping[str, Tensor]
         "trained": sum(t.numel() for t in tensors.values()),
         "total": sum(p.numel() for p in model.parameters()),
         "metrics": dict(metrics),
+        **({"init": init} if (init := getattr(config, "init", None)) else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     }
 
@@ -137,6 +139,34 @@ def load_trained(model: Trains, tensors: Mapping[str, Tensor], source: str) -> N
                     "build the model as lilt.json says"
                 )
             parameter.copy_(distributed.spread_like(tensors[name], parameter))
+
+
+def begin_from(model: TwoTower, config: ModelConfig, run: str) -> str:
+    """Put the trained tensors of a run into a model that was built for another; return the sum of the file.
+
+    Raises ValueError naming the first part of the two models that differs.
+    """
+    contract = read_contract(run)
+    then = settings_of(contract)
+    for side in ("vision", "text"):
+        specs = [getattr(c, f"{side}_policy") or c.policy for c in (then, config)]
+        if parse_policy(specs[0], side) != parse_policy(specs[1], side):
+            raise _other(run, f"{side} policy", specs[0], specs[1])
+        theirs, ours = contract["model"][f"{side}_roles"], getattr(model, side).roles
+        if theirs != ours:
+            raise _other(run, f"map of {side}_roles", theirs, ours)
+    for name in ("projection", "shared"):
+        if getattr(then, name) != getattr(config, name):
+            raise _other(run, name, getattr(then, name), getattr(config, name))
+    restore(model, run)
+    return str(contract["adapter_sha256"])
+
+
+def _other(run: str, what: str, theirs: Any, ours: Any) -> ValueError:
+    return ValueError(
+        f"init={run} was trained with the {what} {theirs!r}, this run has {ours!r}; expected the same, as its tensors "
+        "are read by name; give this run the settings of that one, or leave --init out"
+    )
 
 
 def _check_tower(side: str, saved: Mapping[str, Any], tower: Tower) -> None:

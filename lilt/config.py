@@ -77,6 +77,8 @@ class TrainConfig(ModelConfig):
     """caption length in training, in tokens; default: the text tower's context"""
     same: str = "positive"
     """pairs of one batch with the same image or caption are: positive, ignored or negative"""
+    init: str | None = None
+    """run folder whose trained tensors this run starts from: the same towers, policies and heads"""
     epochs: float = 5
     """passes over the training split"""
     max_steps: int | None = None

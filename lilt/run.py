@@ -60,6 +60,7 @@ def align(config: TrainConfig, console: Console, watch: Callable[[Trainer], None
     with began("starting"):
         core = build_model(config).to(accelerator.device)
         if not config.resume:
+            began_with = checkpoint.begin_from(core, config, config.init) if config.init else None
             for tower in (core.vision, core.text):
                 check_alive(tower)
         splits = build_splits(config)
@@ -71,6 +72,8 @@ def align(config: TrainConfig, console: Console, watch: Callable[[Trainer], None
     open_folder(config, folder)
     with RunLog(folder, console) as log:
         _announce(log, config, core, len(dataset), dataset.cut)
+        if config.init and not config.resume:
+            log.metrics({"step": 0, "split": "init", "run": config.init, "adapter_sha256": began_with})
         look = partial(measure, max_tokens=config.eval_tokens, workers=config.workers)
         with began("evaluation"):
             before = _before(config, core, splits.test, log, look)

@@ -5,7 +5,7 @@ The captions become samples like those of a manifest; a picture stays in the dat
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -22,11 +22,15 @@ _OPTIONS = ("image", "captions", "split", "name")
 
 @dataclass(frozen=True)
 class _Table:
-    """A dataset by split, its pictures as bytes, and which columns are used; split is None where the table is one."""
+    """A dataset by split, its pictures as bytes, its columns and which are used; split is None where the table is one.
+
+    captions is as the spec names it, None where it does not.
+    """
 
     splits: dict[str, Any]
+    columns: list[str]
     image: str
-    captions: str
+    captions: str | None
     split: str | None
     stored: bool  # pictures are in the dataset; else the column names files
 
@@ -49,18 +53,44 @@ def read_table(spec: str, image_root: str | Path | None = None) -> list[Sample]:
     names are relative to image_root. Raises ValueError for what cannot be used.
     """
     table = _open(spec)
+    key = _column(spec, table.columns, table.captions, "captions", CAPTION_KEYS)
     samples = []
-    for part, rows in table.splits.items():
-        wanted = [c for c in (table.captions, table.split, None if table.stored else table.image) if c is not None]
-        for number, row in enumerate(_rows(rows.select_columns(wanted))):
-            where = f"{spec} split {part} row {number}"
-            captions = captions_of(where, table.captions, row[table.captions])
-            split = str(row[table.split]) if table.split is not None else part
-            image = f"{spec}#{part}/{number}" if table.stored else Path(image_root or ".") / str(row[table.image])
-            samples.append(Sample(image, tuple(captions), split))
+    for where, image, split, cells in read_columns(spec, [key], image_root):
+        samples.append(Sample(image, tuple(captions_of(where, key, cells[key])), split))
     if not samples:
         raise ValueError(f"{spec} has no rows; expected one image a row; give a dataset with samples")
     return samples
+
+
+def table_columns(spec: str) -> list[str]:
+    """Return the names of the columns of a dataset with pictures."""
+    return _open(spec).columns
+
+
+def read_columns(
+    spec: str, columns: Sequence[str], image_root: str | Path | None = None
+) -> Iterator[tuple[str, Path | str, str, dict[str, Any]]]:
+    """Yield (place, picture, split, cells of columns) of each row; options as in `read_table`."""
+    table = _open(spec)
+    wanted = [*columns, *(c for c in (table.split, None if table.stored else table.image) if c is not None)]
+    for part, rows in table.splits.items():
+        for number, row in enumerate(_rows(rows.select_columns(list(dict.fromkeys(wanted))))):
+            split = str(row[table.split]) if table.split is not None else part
+            image = f"{spec}#{part}/{number}" if table.stored else Path(image_root or ".") / str(row[table.image])
+            yield f"{spec} split {part} row {number}", image, split, {column: row[column] for column in columns}
+
+
+def read_rows(spec: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (place, split, row) of a dataset that need not have pictures; those that it has are left out."""
+    name, options = _parts(spec)
+    splits = _load(spec, name, options.get("name"))
+    import datasets
+
+    for part, rows in splits.items():
+        kept = [c for c, feature in rows.features.items() if not isinstance(feature, datasets.Image)]
+        split = _column(spec, kept, options["split"], "split", ()) if "split" in options else None
+        for number, row in enumerate(_rows(rows.select_columns(kept))):
+            yield f"{spec} split {part} row {number}", part if split is None else str(row[split]), row
 
 
 def row_image(source: str) -> BinaryIO | str:
@@ -85,15 +115,10 @@ def _rows(rows: Any) -> Iterable[dict[str, Any]]:
 
 @lru_cache(maxsize=8)  # a data worker asks for every picture
 def _open(spec: str) -> _Table:
-    name, _, query = spec.removeprefix(PREFIX).partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    for key in options:
-        if key not in _OPTIONS:
-            raise ValueError(f"{spec} has no option {key!r}; it takes: {', '.join(_OPTIONS)}.{nearest(key, _OPTIONS)}")
+    name, options = _parts(spec)
     splits = _load(spec, name, options.get("name"))
     columns = list(next(iter(splits.values())).features)
     image = _column(spec, columns, options.get("image"), "image", IMAGE_KEYS)
-    captions = _column(spec, columns, options.get("captions"), "captions", CAPTION_KEYS)
     split = _column(spec, columns, options["split"], "split", ()) if "split" in options else None
     import datasets
 
@@ -109,7 +134,16 @@ def _open(spec: str) -> _Table:
             raise ValueError(
                 f"{spec}: column {image!r} holds {feature}; expected pictures, bytes or paths; name another: ?image="
             )
-    return _Table(splits, image, captions, split, stored)
+    return _Table(splits, columns, image, options.get("captions"), split, stored)
+
+
+def _parts(spec: str) -> tuple[str, dict[str, str]]:
+    name, _, query = spec.removeprefix(PREFIX).partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for key in options:
+        if key not in _OPTIONS:
+            raise ValueError(f"{spec} has no option {key!r}; it takes: {', '.join(_OPTIONS)}.{nearest(key, _OPTIONS)}")
+    return name, options
 
 
 def _load(spec: str, name: str, config: str | None) -> dict[str, Any]:

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from lilt.evaluate import classifier, conserve, drift, knn, moved, probe, retrieve, winoground, zeroshot
+from lilt.evaluate import (
+    classifier,
+    conserve,
+    drift,
+    finetune,
+    knn,
+    moved,
+    probe,
+    retrieve,
+    similarity,
+    text_probe,
+    winoground,
+    zeroshot,
+)
 from lilt.evaluate.embed import Embedded, embed_split, evaluate_retrieval, flat
 from lilt.evaluate.retrieval import retrieval
 from lilt.evaluate.subject import Setting, Subject
@@ -10,6 +23,6 @@ from lilt.evaluate.task import Finished, Task, evaluate, parse_task, tasks
 
 __all__ = [
     "Embedded", "Finished", "Setting", "Subject", "Task", "classifier", "conserve", "drift", "embed_split", "evaluate",
-    "evaluate_retrieval", "flat", "knn", "moved", "parse_task", "probe", "retrieval", "retrieve", "tasks", "winoground",
-    "zeroshot",
+    "evaluate_retrieval", "finetune", "flat", "knn", "moved", "parse_task", "probe", "retrieval", "retrieve",
+    "similarity", "tasks", "text_probe", "winoground", "zeroshot",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Task, Tasks, Values, register
 
 COUNT = "num_"
-NO_SHARE = ("penalty", "median_rank")  # more of it is not more knowledge
+NO_SHARE = ("penalty", "median_rank", "best_epoch")  # more of it is not more knowledge
 NONE = Tasks()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ SIDES = ("vision", "text")
 
 
 class Part(NamedTuple):
-    """Image paths or texts, and the class number (N,) of each."""
+    """Image paths, texts or pairs of texts, and the class number (N,) of each."""
 
-    items: list[str]
+    items: list[Any]
     labels: Tensor
 
     def without(self, other: Part) -> Part:
@@ -67,9 +67,7 @@ class OnLabels(OnData):
             what = "text" if side == "text" else "image"
             raise ValueError(f"{lacking.where}: no {what}; {self.name} looks at the {side} tower and needs one; add it")
         ordered = sorted(pairs)
-        if self.max_images is not None and self.max_images < len(ordered):
-            order = torch.randperm(len(ordered), generator=torch.Generator().manual_seed(0))
-            ordered = [ordered[i] for i in sorted(order[: self.max_images].tolist())]
+        ordered = [ordered[i] for i in some_of(len(ordered), self.max_images)]
         return Part([item for item, _ in ordered], torch.tensor([label for _, label in ordered], dtype=torch.long))
 
     def check_any(self, rows: Rows, items: Sequence[str]) -> None:
@@ -111,19 +109,11 @@ class Trained(OnLabels):
         if self.side not in SIDES:
             raise ValueError(f"{self.name}: side={self.side}; expected vision or text; choose the tower")
         names = [self.train, self.test or subject.setting.split, *([held] if held else [])]
-        self._check_apart(names)
+        check_apart(self.name, names)
         number = number_labels(labelled.entries)
         train, test, *more = (self.part(labelled.split(name), number, self.side) for name in names)
         self.check_count(len(test.items), f"labelled {'images' if self.side == 'vision' else 'texts'} to test on")
-        kept = [part.without(test) for part in (train, *more)]
-        for name, part in zip([self.train, held], kept, strict=False):
-            if not part.items:
-                raise ValueError(
-                    f"{self.name}: everything in the split {name!r} of {labelled.source} is in {names[1]!r} too; "
-                    "expected something else to learn from; name another split"
-                )
-        left_out = sum(len(part.items) for part in (train, *more)) - sum(len(part.items) for part in kept)
-        return Drawn(kept[0], test, kept[1] if held else None, len(number), left_out)
+        return draw_apart(self.name, labelled.source, names, [train, test, *more], len(number))
 
     def know(self, subject: Subject, name: str, part: Part) -> tuple[Known, Rows]:
         """Return the features of a part."""
@@ -131,11 +121,35 @@ class Trained(OnLabels):
         self.check_any(rows, part.items)
         return Known(rows.rows, part.labels[rows.which]).on(subject.device), rows
 
-    def _check_apart(self, names: Sequence[str]) -> None:
-        single = [part for name in names for part in name.split("|")]
-        twice = next((part for part in single if single.count(part) > 1), None)
-        if twice is not None:
+
+def draw_apart(task: str, source: str, names: Sequence[str], parts: Sequence[Part], classes: int) -> Drawn:
+    """Return the parts (train, test, and held where there is one), by their names in the source; what is also in the
+    test part is left out of the others."""
+    train, test, *more = parts
+    kept = [part.without(test) for part in (train, *more)]
+    for name, part in zip([names[0], *names[2:]], kept, strict=True):
+        if not part.items:
             raise ValueError(
-                f"{self.name}: the split {twice!r} is used twice ({', '.join(names)}); what is tested must not be "
-                "learned from or selected by; name different splits"
+                f"{task}: everything in the split {name!r} of {source} is in {names[1]!r} too; expected something else "
+                "to learn from; name another split"
             )
+    left_out = sum(len(part.items) for part in (train, *more)) - sum(len(part.items) for part in kept)
+    return Drawn(kept[0], test, kept[1] if more else None, classes, left_out)
+
+
+def some_of(count: int, most: int | None) -> list[int]:
+    """Return the numbers of at most so many of count things, drawn at random, always the same, in their order."""
+    if most is None or most >= count:
+        return list(range(count))
+    return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].tolist())
+
+
+def check_apart(task: str, names: Sequence[str]) -> None:
+    """Raise ValueError where a split is used twice."""
+    single = [part for name in names for part in name.split("|")]
+    twice = next((part for part in single if single.count(part) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"{task}: the split {twice!r} is used twice ({', '.join(names)}); what is tested must not be learned from "
+            "or selected by; name different splits"
+        )

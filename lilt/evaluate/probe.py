@@ -8,20 +8,18 @@ import torch
 from torch import Tensor
 
 from lilt.evaluate.accuracy import accuracy, right_ranks
-from lilt.evaluate.labelled import Labelled
+from lilt.evaluate.chosen import Chosen
 from lilt.evaluate.logistic import ROWS_AT_ONCE, Logistic, fit_logistic
-from lilt.evaluate.parts import Known, Part, Trained
+from lilt.evaluate.parts import Known
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Values, register
 
 PENALTIES = tuple(10.0**power for power in range(1, -6, -1))  # from strong to weak
-HELD = 0.2
-VALIDATION = "val"
 
 
 @register("probe")
 @dataclass(frozen=True)
-class Probe(Trained):
+class Probe(Chosen):
     """Fit a multinomial logistic regression on the pooled features of the training images and test it.
 
     The penalty is the one of ten to the 1, 0, … -5 with the best top-1 on the validation split (by default `val`, or a
@@ -30,14 +28,12 @@ class Probe(Trained):
     Source: Radford et al. 2021, arXiv 2103.00020, appendix A.3.
     """
 
-    val: str | None = None
-
     def measure(self, subject: Subject) -> Values:
         labelled = self.labelled(subject)
-        drawn = self.draw(subject, labelled, self._held(subject, labelled))
-        train, held = (drawn.train, drawn.held) if drawn.held else hold_out(drawn.train)
-        learn, _ = self.know(subject, "train", train.without(held))
-        check, _ = self.know(subject, "validation", held)
+        learned = self.learned(subject, labelled)
+        drawn = learned.drawn
+        learn, _ = self.know(subject, "train", learned.train)
+        check, _ = self.know(subject, "validation", learned.held)
         queries, rows = self.know(subject, "test", drawn.test)
         penalty, classifier = fit_probe(learn, check, drawn.classes)
         yield from accuracy(ranks(classifier, queries), queries.labels, drawn.classes)
@@ -45,32 +41,8 @@ class Probe(Trained):
         yield "num_test", len(queries.labels)
         yield "num_train", len(learn.labels)
         yield "num_validation", len(check.labels)
-        yield "num_classes", drawn.classes
-        yield "num_also_in_test", drawn.also_in_test
+        yield from learned.counts()
         yield from self.counts(rows, labelled)
-
-    def _held(self, subject: Subject, labelled: Labelled) -> str | None:
-        used = "|".join((self.train, self.test or subject.setting.split)).split("|")
-        own = VALIDATION in labelled.splits and VALIDATION not in used
-        return self.val or (VALIDATION if own else None)
-
-
-def hold_out(part: Part, share: float = HELD) -> tuple[Part, Part]:
-    """Split a part at random, the same way each time, so that each class of two or more is in both."""
-    generator = torch.Generator().manual_seed(0)
-    held: list[int] = []
-    for label in part.labels.unique():
-        places = (part.labels == label).nonzero().flatten()
-        count = min(max(1, round(share * len(places))), len(places) - 1)
-        held += places[torch.randperm(len(places), generator=generator)[:count]].tolist()
-    if not held:
-        raise ValueError(
-            f"probe: {len(part.items)} training images leave none to choose the penalty by; expected at least two of a "
-            "class; give more, or name a validation split with val=…"
-        )
-    kept = sorted(set(range(len(part.items))) - set(held))
-    kept_part, held_part = (Part([part.items[i] for i in some], part.labels[some]) for some in (kept, sorted(held)))
-    return kept_part, held_part
 
 
 def fit_probe(learn: Known, check: Known, classes: int) -> tuple[float, Logistic]:

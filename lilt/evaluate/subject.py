@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from lilt.dual import DualEncoder
 from lilt.evaluate.rows import Advance, ImageRows, Rows, TextRows, at_rest, image_rows, text_rows
 from lilt.model import TwoTower
 from lilt.policies import merge
-from lilt.towers import ImageContract, Tower
+from lilt.towers import ImageContract, Tower, build_tower
 
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
 
@@ -41,8 +42,9 @@ class Setting:
 class Subject:
     """A model in one state: tuned, at its base, or between. Pooled features are computed once for all tasks."""
 
-    def __init__(self, model: DualEncoder, setting: Setting | None = None):
+    def __init__(self, model: DualEncoder, setting: Setting | None = None, is_base: bool = False):
         self.model = model
+        self.is_base = is_base
         self.setting = setting or Setting()
         self._features: dict[tuple[str, tuple[str, ...]], Rows] = {}
 
@@ -60,7 +62,7 @@ class Subject:
     def at_base(self) -> Iterator[Subject]:
         """Give the same model with its base towers for a while, with nothing known of it yet."""
         with self.model.disabled(**self.setting.base):
-            yield Subject(self.model, self.setting)
+            yield Subject(self.model, self.setting, is_base=True)
 
     def between(self, scale: float) -> Subject:
         """Return a model at base + scale * (tuned - base)."""
@@ -75,6 +77,26 @@ class Subject:
             tower: Tower = getattr(self.core, side)
             found[side] = tower, merge.base_of(tower, given.get(side), contract, image_px)
         return found
+
+    def built_anew(self, side: str) -> Tower:
+        """Return the base of a tower as one of its own, from its spec or from the module that the setting has."""
+        tower: Tower = getattr(self.core, side)
+        given = self.setting.base.get(side)
+        if given is None and tower.spec.startswith("module:"):
+            raise ValueError(
+                f"the {side} tower was passed as a module ({tower.spec}) and cannot be built anew; expected the module "
+                f"as it was before training; pass it: Setting(base={{{side!r}: module}})"
+            )
+        what = tower.spec if given is None else copy.deepcopy(given)
+        contract = self.setting.base.get("preprocess" if side == "vision" else "tokenizer")
+        px = self.model.config.image_px if side == "vision" else None
+        base = build_tower(what, side, contract, px, tower.roles)
+        if base.fingerprint != tower.fingerprint:
+            raise ValueError(
+                f"the base of the {side} tower {tower.spec!r} has other weights than the tower was built with "
+                f"(fingerprint {base.fingerprint[:12]}, expected {tower.fingerprint[:12]}); restore them"
+            )
+        return base
 
     def see(self, name: str, paths: Sequence[str], compute: ImageRows) -> Rows:
         """Open each image once and keep the rows that compute gives; name is shown beside a bar."""

@@ -10,9 +10,10 @@ import torch
 
 from lilt import DualEncoder
 from lilt.evaluate import Setting, Subject, parse_task
+from lilt.evaluate.chosen import hold_out
 from lilt.evaluate.logistic import fit_logistic
 from lilt.evaluate.parts import Known, Part
-from lilt.evaluate.probe import PENALTIES, choose_penalty, fit_probe, hold_out
+from lilt.evaluate.probe import PENALTIES, choose_penalty, fit_probe
 from tests.evaluate.conftest import BY_NAME, grey, manifest
 
 
@@ -71,9 +72,7 @@ def test_each_class_is_held_out_in_part() -> None:
 
 
 def test_single_images_leave_none_to_choose_by() -> None:
-    with pytest.raises(
-        ValueError, match="2 training images leave none to choose the penalty by; expected at least two"
-    ):
+    with pytest.raises(ValueError, match="2 training images leave none to choose by; expected at least two"):
         hold_out(Part(["a", "b"], torch.tensor([0, 1])))
 
 

@@ -1,0 +1,111 @@
+"""Texts with a class, in the parts of a task that learns: where the class is, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from lilt.evaluate.chosen import Learned, held_split, learn_from
+from lilt.evaluate.labelled import Label, Pattern
+from lilt.evaluate.lines import read_lines, split_names
+from lilt.evaluate.parts import Part, check_apart, draw_apart, some_of
+from lilt.evaluate.sentences import Read, labels_of, read_sentences
+from lilt.evaluate.subject import Subject
+from lilt.evaluate.task import Values
+from lilt.evaluate.texts import OnTexts, Texts
+
+
+class Classed(NamedTuple):
+    """What is learned from, chosen by and tested on, and how many lines say nothing or are torn."""
+
+    learned: Learned
+    silent: int
+    malformed: int
+
+    @property
+    def parts(self) -> tuple[Part, Part, Part]:
+        """Return what is learned from, what is chosen by, and the test part."""
+        return self.learned.train, self.learned.held, self.learned.drawn.test
+
+    @property
+    def items(self) -> list[Texts]:
+        """Return the texts of all parts."""
+        return [item for part in self.parts for item in part.items]
+
+    def counts(self) -> Values:
+        """Yield how many examples are in each part, and what was left out."""
+        for name, part in zip(("train", "validation", "test"), self.parts, strict=True):
+            yield f"num_{name}", len(part.labels)
+        yield from self.learned.counts()
+        yield "num_unlabelled", self.silent
+        yield "num_malformed", self.malformed
+
+
+@dataclass(frozen=True)
+class OnClasses(OnTexts):
+    """A task that learns the classes of texts; the class is in a column, or in the name of the image of a caption."""
+
+    label: str | None = None
+    label_from: Pattern | None = None
+    max_texts: int | None = None  # of each part, drawn at random, always the same
+    train: str = "train"
+    test: str | None = None
+    val: str | None = None
+
+    def classed(self, subject: Subject) -> Classed:
+        """Read and part the data; every line of the test split counts, as often as it is there."""
+        where, test = self.where(subject), self.test or subject.setting.split
+        known = split_names(where)
+        held = held_split(self.val, (self.train, test), known)
+        names = [self.train, test, *([held] if held else [])]
+        check_apart(self.name, names)
+        said = labels_of(self.label, self.label_from)
+        read = [
+            read_sentences(lines, f"{where} split {name}", self.text, self.pair, said)
+            for name, lines in read_lines(where, names, known).items()
+        ]
+        for name, found in zip(names, read, strict=True):
+            if not found.sentences:
+                raise ValueError(
+                    f"{self.name}: no line of the split {name!r} of {where} has a label; expected a class in each; "
+                    "name another split"
+                )
+        number = number_classes(read)
+        check_known(read, names)
+        parts = [self._part(found, number) for found in read]
+        self.check_count(len(parts[1].items), "labelled texts to test on")
+        drawn = draw_apart(self.name, str(where), names, parts, len(set(number.values())))
+        silent, torn = sum(found.silent for found in read), sum(found.malformed for found in read)
+        return Classed(learn_from(drawn, self.name, "texts"), silent, torn)
+
+    def _part(self, read: Read, number: Mapping[Label, int]) -> Part:
+        some = [read.sentences[i] for i in some_of(len(read.sentences), self.max_texts)]
+        return Part([one.texts for one in some], torch.tensor([number[one.said] for one in some], dtype=torch.long))
+
+
+def number_classes(read: Sequence[Read]) -> dict[Label, int]:
+    """Number the classes in their order, from 0; where all are whole numbers, in the order of numbers."""
+    found = {one.said for part in read for one in part.sentences}
+    whole = all(isinstance(label, int) or label.isdecimal() for label in found)
+    key = int if whole else str
+    places = {place: number for number, place in enumerate(sorted({key(label) for label in found}))}
+    return {label: places[key(label)] for label in found}
+
+
+def check_known(read: Sequence[Read], names: Sequence[str]) -> None:
+    """Raise ValueError naming the first class that the first part has no example of."""
+    learned = {str(one.said) for one in read[0].sentences}
+    for part, name in zip(read[1:], names[1:], strict=True):
+        for one in part.sentences:
+            if str(one.said) not in learned:
+                raise ValueError(
+                    f"{one.where}: label {one.said!r} of the split {name!r} is out of range; the split {names[0]!r} "
+                    f"has {_some(sorted(learned))}; expected one of them; mend the label, or learn from a split with it"
+                )
+
+
+def _some(labels: Sequence[str], most: int = 8) -> str:
+    return ", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")

@@ -1,0 +1,69 @@
+"""What tasks on texts share: where the texts are, and what the text tower makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lilt.data import is_table
+from lilt.evaluate.rows import at_rest, text_rows
+from lilt.evaluate.subject import Subject
+from lilt.evaluate.task import OnData
+from lilt.towers import ImageContract, Tower, expand
+
+Texts = tuple[str, ...]  # one, or the two of a pair
+
+
+class Pooled(NamedTuple):
+    """The pooled features (N, W) of texts, the number of each, and how many were cut."""
+
+    rows: Tensor
+    number: dict[str, int]
+    cut: int
+
+    def of(self, items: Iterable[Texts]) -> Tensor:
+        """Return a row for each text; for a pair u and v the row [u, v, |u - v|, u v] of four times the width.
+
+        Source: Conneau et al. 2017, arXiv 1705.02364, section 3; SentEval (arXiv 1803.05449) has it for SNLI.
+        """
+        columns = list(zip(*items, strict=True))
+        rows = [self.rows[torch.tensor([self.number[text] for text in column])] for column in columns]
+        return rows[0] if len(rows) == 1 else join_pair(*rows)
+
+
+def join_pair(u: Tensor, v: Tensor) -> Tensor:
+    """Return [u, v, |u - v|, u v] (N, 4 W) of features (N, W)."""
+    return torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
+
+
+@dataclass(frozen=True)
+class OnTexts(OnData):
+    """A task on texts: files as GLUE has them, a manifest, or a dataset `hf:…`; pair names the second of two texts."""
+
+    text: str | None = None
+    pair: str | None = None
+    max_tokens: int | None = None  # default: the context of the text tower
+
+    def where(self, subject: Subject) -> str | Path:
+        """Return the file, the folder or the dataset."""
+        given, _ = self.given(subject)
+        return expand(given) if is_table(given) else self.source(subject)[0]
+
+    def pooled(self, subject: Subject, items: Iterable[Texts]) -> Pooled:
+        """Return the pooled features of texts, each encoded once."""
+        return pooled_texts(subject.core.text, items, subject.setting.batch_size, self.max_tokens)
+
+
+def pooled_texts(tower: Tower, items: Iterable[Texts], batch_size: int, max_tokens: int | None) -> Pooled:
+    """Return the pooled features that a tower gives for texts, each encoded once."""
+    texts = sorted({text for item in items for text in item})
+    assert not isinstance(tower.contract, ImageContract)
+    options = {"batch_size": batch_size, "max_tokens": max_tokens}
+    with at_rest(tower) as device:
+        rows, cut = text_rows(tower.contract, texts, lambda tokens: tower(tokens).float(), device, **options)  # type: ignore[arg-type]
+    return Pooled(rows, {text: i for i, text in enumerate(texts)}, cut)

@@ -1,0 +1,197 @@
+"""Fine-tuning of one tower under a fresh linear classifier: a copy that is free to change, and a plain loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lilt.data import Batches, Order, make_loader
+from lilt.evaluate.examples import Batch, Collate, Encoded, Pictures
+from lilt.evaluate.rows import Advance
+from lilt.evaluate.subject import Subject
+from lilt.evaluate.texts import join_pair
+from lilt.policies import apply, merge, parse_policy, plan
+from lilt.policies.attach import Child
+from lilt.towers import Inputs, Tower
+
+WARMUP = 0.1  # of all steps
+CLIP_NORM = 1.0
+
+
+class Tuned(nn.Module):
+    """A tower and a linear classifier on its pooled features, or on what `join_pair` makes of those of two texts."""
+
+    def __init__(self, tower: Tower, classes: int, inputs: int):
+        super().__init__()
+        self.tower = tower
+        self.head = nn.Linear(tower.dim * (1 if inputs == 1 else 4), classes)
+
+    def forward(self, inputs: list[Inputs]) -> Tensor:
+        """Return logits (B, C)."""
+        rows = [self.tower(one).float() for one in inputs]
+        logits: Tensor = self.head(rows[0] if len(rows) == 1 else join_pair(*rows))
+        return logits
+
+    def train(self, mode: bool = True) -> Tuned:
+        """Set the mode; a tower that is not trained stays in eval mode, and batch statistics stay as they are."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.tower.parameters()):
+            self.tower.eval()
+        for module in self.tower.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are trained, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to tune: AdamW, linear warm-up over a tenth of the steps and linear decay to nothing."""
+
+    epochs: int
+    lr: float | None  # None: the policy's own for each tensor
+    head_lr: float
+    weight_decay: float
+    batch_size: int
+    seed: int
+
+
+def free_copy(subject: Subject, side: str, policy: str) -> Tower:
+    """Return a copy of a tower as it is now, with a policy on it; the tower itself stays as it is.
+
+    What its own policy added is folded into the weights of the copy, or stays as a frozen part where it cannot be.
+    """
+    tower: Tower = getattr(subject.core, side)
+    config = subject.model.config
+    own = parse_policy(getattr(config, f"{side}_policy") or config.policy, side)
+    parts = parse_policy(policy, side)
+    if subject.is_base:
+        free = subject.built_anew(side)
+    elif all(part.mergeable for part in own):
+        free = merge.merged(tower, own)
+    else:
+        free = copy.deepcopy(tower, {id(tower.contract): tower.contract}).requires_grad_(False)
+        _set_aside(free)
+        free.fates = None
+    stays = "+".join(part.name for part in own if not part.mergeable and not subject.is_base)
+    try:
+        joint = plan(parts, free)
+    except ValueError as error:
+        if not stays:
+            raise
+        raise ValueError(
+            f"finetune: {error} The {stays} of the run is still in the tower, as no weight can hold it; expected a "
+            "policy that works beside it; try layernorm, bitfit or full"
+        ) from error
+    apply(joint, free)
+    return free.to(next(tower.parameters()).device)
+
+
+def _set_aside(tower: Tower) -> None:
+    """Give the children that a policy has hung into a tower other names, so that there is place for their like."""
+    for module in list(tower.body.modules()):
+        hooks = module._forward_pre_hooks, module._forward_hooks
+        for name, child in list(module.named_children()):
+            mine = [(some, key, hook) for some in hooks for key, hook in some.items() if _runs(hook, name)]
+            if isinstance(child, Child) and mine:
+                del module._modules[name]
+                child.name = f"{name}_before"
+                module.add_module(child.name, child)
+                for some, key, hook in mine:
+                    some[key] = replace(hook, name=child.name)
+
+
+def _runs(hook: Any, name: str) -> bool:
+    return getattr(hook, "name", None) == name
+
+
+def tune(
+    model: Tuned,
+    examples: Pictures | Encoded,
+    collate: Collate,
+    recipe: Recipe,
+    score: Callable[[], float],
+    workers: int = 0,
+    advance: Advance = lambda count: None,
+) -> int:
+    """Train, keep what scores best after an epoch, the earlier of equals, and return its number from 1 on.
+
+    Every process does all of it by itself. Raises ValueError for a loss that is not finite.
+    """
+    device = model.head.weight.device
+    batches = Batches(Order([len(examples)], seed=recipe.seed), recipe.batch_size)
+    steps = recipe.epochs * batches.steps_per_epoch
+    optimizer = torch.optim.AdamW(_groups(model, recipe))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, steps))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    loader = make_loader(examples, workers, batch_sampler=batches, collate_fn=collate, generator=generator)
+    source: Iterator[Batch] = iter(loader)
+    best, kept, number = -1.0, {name: p.detach().clone() for name, p in model.trained().items()}, 0
+    for epoch in range(1, recipe.epochs + 1):
+        model.train()
+        for _ in range(batches.steps_per_epoch):
+            _step(model, next(source), optimizer, device)
+            schedule.step()
+            advance(1)
+        model.eval()
+        if (found := score()) > best:
+            best, number = found, epoch
+            kept = {name: p.detach().clone() for name, p in model.trained().items()}
+    with torch.no_grad():
+        for name, parameter in model.trained().items():
+            parameter.copy_(kept[name])
+    return number
+
+
+def _step(model: Tuned, batch: Batch, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    if not batch.inputs:  # nothing of it could be read
+        return
+    loss = F.cross_entropy(model([_on(inputs, device) for inputs in batch.inputs]), batch.labels.to(device))
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(
+            f"finetune: the loss is {loss.item()}; expected a finite one; use a lower lr or head_lr (lr=1e-4, say)"
+        )
+    loss.backward()
+    nn.utils.clip_grad_norm_(list(model.trained().values()), CLIP_NORM)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _groups(model: Tuned, recipe: Recipe) -> list[dict[str, Any]]:
+    """Group what is trained by learning rate and decay; tensors of one dimension or none are not decayed."""
+    fates = model.tower.fates or {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.trained().items():
+        fate = fates.get(name.removeprefix("tower.body."))
+        own = recipe.head_lr if fate is None else fate.lr
+        rate = own if fate is None or recipe.lr is None else recipe.lr
+        groups.setdefault((rate, recipe.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in sorted(groups.items())]
+
+
+def _factor(step: int, steps: int) -> float:
+    warmup = max(1, round(WARMUP * steps))
+    return (step + 1) / warmup if step < warmup else (steps - step) / max(1, steps - warmup)
+
+
+def _on(inputs: Inputs, device: torch.device) -> Inputs:
+    return inputs.to(device) if isinstance(inputs, Tensor) else {k: v.to(device) for k, v in inputs.items()}
+
+
+@contextmanager
+def own_stream(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from one seed for a while and leave the generators as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
