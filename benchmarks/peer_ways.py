@@ -231,7 +231,9 @@ class DualEncoderLoop(Way):
         model: Any = VisionTextDualEncoderModel(config)
         if lora:
             heads = ["visual_projection", "text_projection"]
-            told = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "key", "value"], modules_to_save=heads)
+            # BERT's names and ViT's: with the first alone peft adapts BERT and says nothing of ViT
+            names = ["query", "key", "value", "q_proj", "k_proj", "v_proj"]
+            told = LoraConfig(r=8, lora_alpha=16, target_modules=names, modules_to_save=heads)
             model = get_peft_model(model, told)
             model.base_model.model.logit_scale.requires_grad_(True)
         self.lora = lora

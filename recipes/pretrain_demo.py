@@ -209,6 +209,11 @@ def pretrain_vision(folder: Path, steps: int, batch_size: int, pool: int, seed: 
         return (pixels[rows].float() / 255 - MEAN) / STD
 
     fit(pretext, batch, steps, generator, "vision")
+    save_vision(pretext.tower, folder)
+
+
+def save_vision(tower: Any, folder: Path) -> None:
+    """Write a pretrained tower as a folder for timm, in half precision."""
     contract = {
         "input_size": [3, IMAGE_PX, IMAGE_PX],
         "mean": [MEAN] * 3,
@@ -217,12 +222,10 @@ def pretrain_vision(folder: Path, steps: int, batch_size: int, pool: int, seed: 
         "crop_pct": 1.0,
         "tag": "lilt_demo",
     }
-    pretext.tower.patch_drop = nn.Identity()
+    tower.patch_drop = nn.Identity()
     # the shape goes in by name: only newer timm writes it by itself
     config = {"pretrained_cfg": contract}
-    timm.models.save_for_hf(
-        pretext.tower.half(), str(folder), model_config=config, model_args=SHAPE, safe_serialization=True
-    )
+    timm.models.save_for_hf(tower.half(), str(folder), model_config=config, model_args=SHAPE, safe_serialization=True)
 
 
 def pretrain_text(folder: Path, steps: int, batch_size: int, pool: int, seed: int) -> None:
