@@ -120,7 +120,8 @@ class TrainConfig(ModelConfig):
     """what frozen parts give of each image and caption is computed once and kept in memory or on disk; off: computed
     anew each time; auto: as it pays. Images need augment=none or views"""
     reuse_dtype: str | None = None
-    """fp32, bf16 or fp16, as which it is kept; default: fp32, or as in precision"""
+    """fp32, bf16 or fp16, as which it is kept, between the passes of a step too where it is given; default: fp32, or as
+    in precision, and within a step as it is"""
     views: int | None = None
     """each image has so many augmented views, the same in all epochs; default: a new one each time"""
     precision: str = "no"

@@ -36,6 +36,12 @@ class Batch:
         stored = {key: value.to(device, non_blocking=True) for key, value in self.stored.items()}
         return replace(self, tokens=tokens, stored=stored, **moved)
 
+    def own(self) -> Batch:
+        """Copy the tensors, so that nothing of them is shared with a data worker."""
+        moved = {name: getattr(self, name).clone() for name in _TENSORS}
+        tokens = {key: value.clone() for key, value in self.tokens.items()}
+        return replace(self, tokens=tokens, stored={key: value.clone() for key, value in self.stored.items()}, **moved)
+
     def split(self, rows: int) -> list[Batch]:
         """Return the batch in pieces of so many rows, the last one of what is left; faults stay with the whole."""
         pieces = {name: getattr(self, name).split(rows) for name in _TENSORS}
@@ -79,11 +85,13 @@ class Collate:
         view = torch.tensor([p.view for p in pairs]) * self.images + image_id
         stored = {name: store.get(text_id if name == "text" else view) for name, store in self.stores.items()}
         if "vision" in self.stores:
-            images, valid = torch.empty(len(pairs), 0), self.stores["vision"].good(view)
+            images, valid = torch.empty(len(pairs), 0), torch.ones(len(pairs), dtype=torch.bool)
         else:
             blank = torch.zeros(self.image_shape)
             images = torch.stack([blank if p.image is None else p.image for p in pairs])
             valid = torch.tensor([p.image is not None for p in pairs])
+        for name, store in self.stores.items():
+            valid = valid & store.good(text_id if name == "text" else view)
         return Batch(
             images=images,
             tokens=self.tokenizer.pad(self._encoded(pairs)),

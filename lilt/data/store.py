@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,4 +101,23 @@ class Store:
 
 
 def _mapped(file: Path, count: int, dtype: torch.dtype) -> Tensor:
+    size = count * dtype.itemsize
+    try:
+        take_place(file, size)
+    except OSError as error:
+        free = shutil.disk_usage(file.parent).free
+        raise ValueError(
+            f"{file} needs {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free there ({error.strerror}); "
+            "expected place for it; make room, set XDG_CACHE_HOME to another disk, or use reuse=off"
+        ) from error
     return torch.from_file(str(file), shared=True, size=count, dtype=dtype)
+
+
+def take_place(file: Path, size: int) -> None:
+    """Make a file at least so many bytes long, on disk and not only in name. Raises OSError where they are not there.
+
+    A mapped file whose bytes are not there ends the process when they are written, without a word.
+    """
+    with file.open("ab") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, size)

@@ -14,7 +14,7 @@ from lilt.data import PairDataset
 from lilt.demo.generate import cache_folder
 from lilt.towers import ImageContract, Tokenizer
 
-VERSIONS = ("torch", "torchvision", "timm", "transformers", "open_clip_torch")
+VERSIONS = ("lilt", "torch", "torchvision", "pillow", "timm", "transformers", "tokenizers", "open_clip_torch")
 
 
 def folder_of(facts: Mapping[str, Any]) -> Path:

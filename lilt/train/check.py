@@ -39,6 +39,11 @@ def check(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise ValueError(f"{name}={value}; expected more than 0; give a positive number, or leave it out")
+    if config.spill == "disk" and config.micro_batch is None:
+        raise ValueError(
+            "spill=disk came without micro_batch; expected a step in several pieces, which has something to keep; give "
+            "--micro_batch, or leave it out"
+        )
     plain = {f.name: f.default for f in fields(TrainConfig) if f.name.startswith("distill")}
     if config.teacher is None and (idle := [name for name in plain if getattr(config, name) != plain[name]]):
         raise ValueError(

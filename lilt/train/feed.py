@@ -17,6 +17,7 @@ from lilt.data import Batch, Batches, Collate, Pairs, make_loader
 from lilt.train.shelf import Shelf
 
 AHEAD_SHARE = 0.25  # of the free memory that pieces prepared ahead may fill
+MOST_PIECES = 64  # of a batch: each that waits holds some file descriptors
 
 
 class Feed:
@@ -48,12 +49,22 @@ class Feed:
         pieces = iter(self.loader)
         while True:
             self.shelf.clear()
-            batch = list(islice(pieces, 1) if self.batches.pieces == 1 else self._kept(pieces))
-            yield batch
+            # no name for it here: the batch is gone before the next one is gathered
+            yield list(islice(pieces, 1) if self.batches.pieces == 1 else self._kept(pieces))
 
     def _kept(self, pieces: Iterator[Batch]) -> Iterator[Batch]:
         for piece in islice(pieces, self.batches.pieces):
-            yield replace(piece, images=self.shelf.put(piece.images, exact=True))
+            # what workers hand over holds a file descriptor for each tensor, and pinning copies it
+            ours = piece if self.loader.pin_memory or not self.loader.num_workers else piece.own()
+            stored = {name: self.shelf.put(rows, exact=True) for name, rows in ours.stored.items()}
+            yield replace(ours, images=self.shelf.put(ours.images, exact=True), stored=stored)
+
+
+def piece_rows(rows: int, micro_batch: int | None) -> int | None:
+    """Return how many rows the loader gives at a time: micro-batches, several of them where they are many."""
+    if micro_batch is None:
+        return None
+    return micro_batch * math.ceil(rows / micro_batch / MOST_PIECES)
 
 
 def ahead(batches: Batches, workers: int, image_shape: tuple[int, ...]) -> int:

@@ -174,7 +174,10 @@ class Reuse:
     def _fill(self, source: Source, store: Store) -> Store:
         """Compute what is not known, each rank its share."""
         missing = store.missing()
-        # the processes of one machine share its disk; memory is each one's own
+        if store.folder:
+            # the processes of one machine share its disk, and by the time that the last looks, the first has put rows
+            local = int(os.environ.get("LOCAL_RANK", distributed.rank()))
+            missing = distributed.gather_objects(missing)[distributed.rank() - local]
         ours = _share(missing) if store.folder else missing
         bar = self.log.bar(f"storing: {source.name}", len(ours))
         done = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lilt import distributed
+from lilt.data.store import take_place
 
 SPILL = ("auto", "off", "disk")
 DEVICE_SHARE, HOST_SHARE = 0.25, 0.5  # of what is free when a step begins
@@ -29,6 +31,8 @@ class Shelf:
         self.how, self.dtype = how, dtype
         self.on_disk = 0  # bytes of this step
         self._files = 0
+        self._written: set[Path] = set()
+        self._told = False
         self._device = self._host = 0.0
 
     def clear(self) -> None:
@@ -38,7 +42,8 @@ class Shelf:
         self._host = HOST_SHARE * psutil.virtual_memory().available / neighbours
         self._device = 0.0
         if torch.cuda.is_available():
-            self._device = DEVICE_SHARE * torch.cuda.mem_get_info()[0]
+            idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch's own, and free for us
+            self._device = DEVICE_SHARE * (torch.cuda.mem_get_info()[0] + idle)
 
     def put(self, tensor: Tensor, exact: bool = False) -> Tensor:
         """Return the same values, perhaps in another place, where they are until `clear`; exact: as they come."""
@@ -61,17 +66,32 @@ class Shelf:
         self._files += 1
         self.on_disk += size
         try:
+            take_place(file, size)
             kept = torch.from_file(str(file), shared=True, size=tensor.numel(), dtype=kind).view(tensor.shape)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             free = shutil.disk_usage(self.folder).free
             raise ValueError(
                 f"a step keeps {self.on_disk / 2**30:.1f} GiB on disk in {self.folder}, where {free / 2**30:.1f} GiB "
-                "are free; expected place for it; lower --batch_size, or give an --output on another disk"
+                "are free; expected place for it; make room there, start with a lower --batch_size or an --output on "
+                "another disk, or go on with --spill off where memory has place"
             ) from error
+        self._written.add(file)
         return kept.copy_(tensor)
+
+    def news(self) -> str | None:
+        """Return a line when for the first time something is on disk."""
+        if self._told or not self.on_disk:
+            return None
+        self._told = True
+        return f"a step keeps {self.on_disk / 2**20:,.1f} MiB on disk, in {self.folder}"
 
     def __enter__(self) -> Shelf:
         return self
 
     def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for file in self._written:
+            file.unlink(missing_ok=True)
+        if self._written:
+            with suppress(OSError):  # somebody else has put something there
+                self.folder.rmdir()
+        self._written.clear()

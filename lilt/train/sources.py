@@ -20,6 +20,7 @@ from lilt.train.address import caption_facts, image_facts
 from lilt.train.objectives import parse_objective
 
 ROWS = 64  # computed at a time
+OWN_CODE = ("py:", "module:")
 Batches = Iterator[tuple[Tensor, Inputs]]  # which items there are (B,), and what they are computed from
 
 
@@ -46,14 +47,38 @@ def find_sources(
     dataset: Pairs,
     facts: dict[str, Any],
 ) -> tuple[list[Source], list[str]]:
-    """Return what could be stored of a run, a teacher before the tower it teaches, and why the rest cannot."""
+    """Return what could be stored of a run, a teacher before the tower it teaches, and why the rest cannot.
+
+    Raises ValueError for reuse=disk where nothing tells one of them apart.
+    """
     if not isinstance(dataset, PairDataset):
         return [], ["shards are read as they lie and nothing of them is stored"]
-    found, reasons = [], []
+    found, reasons = _candidates(config, contracts, fronts, teacher, dataset, facts)
+    for source in found:
+        if source.facts is None and config.reuse == "disk":
+            raise ValueError(
+                f"reuse=disk: nothing tells whether a later run has the same {source.name} tower and preprocess, since "
+                "one of them is code of your own; expected a library's tower and a described preprocess; pass "
+                "lilt.ImageContract(image_px=…, mean=…, std=…) in place of a callable, or use reuse=memory"
+            )
+    return found, reasons
+
+
+def _candidates(
+    config: TrainConfig,
+    contracts: tuple[ImageContract, Tokenizer],
+    fronts: Mapping[str, Front],
+    teacher: Teacher | None,
+    dataset: PairDataset,
+    facts: dict[str, Any],
+) -> tuple[list[Source], list[str]]:
+    found: list[Source] = []
+    reasons: list[str] = []
     if (text := fronts.get("text")) is not None:
         table, tokenizer = dataset.table, contracts[1]
         lengths = table.offsets.diff()
-        told = {**facts, **_front_facts(text), **caption_facts(dataset, tokenizer)}
+        front = _front_facts(text)
+        told = front and {**facts, **front, **caption_facts(dataset, tokenizer)}
         found.append(Source("text", text.record, len(lengths), partial(_captions, table, tokenizer), told, lengths))
     else:
         reasons.append("no block of the text tower stays as it is")
@@ -62,19 +87,17 @@ def find_sources(
     count = dataset.views * len(dataset.paths)
     batches = partial(_images, dataset, config.workers)
     pixels = image_facts(dataset, contracts[0], config.augment)
-    if pixels is None and config.reuse == "disk":
-        raise ValueError(
-            "reuse=disk: the preprocess is a plain callable, and nothing tells whether a later run has the same; "
-            "expected a description; pass lilt.ImageContract(image_px=…, mean=…, std=…), or use reuse=memory"
-        )
     if teacher is not None:
         needs = parse_objective(config.distill).needs
-        told = {"fingerprint": fingerprint(teacher.network), "spec": config.teacher, "needs": needs}
-        found.append(Source("teacher", teacher, count, batches, pixels and {**facts, **told, **pixels}))
+        network = {"fingerprint": fingerprint(teacher.network), "spec": config.teacher, "needs": needs}
+        own = str(config.teacher).startswith(OWN_CODE)
+        told = None if own or pixels is None else {**facts, **network, **pixels}
+        found.append(Source("teacher", teacher, count, batches, told))
     vision = fronts.get("vision")
     if vision is not None and vision.blind:
-        told = {**facts, **_front_facts(vision)}
-        found.append(Source("vision", vision.record, count, batches, pixels and {**told, **pixels}))
+        front = _front_facts(vision)
+        told = front and pixels and {**facts, **front, **pixels}
+        found.append(Source("vision", vision.record, count, batches, told))
     else:
         reasons.append("no block of the vision tower stays as it is, or it cannot begin behind those that do")
     return found, reasons
@@ -97,7 +120,10 @@ def _images(dataset: PairDataset, workers: int, items: list[int]) -> Batches:
             yield seen.rows[seen.good], seen.images
 
 
-def _front_facts(front: Front) -> dict[str, Any]:
+def _front_facts(front: Front) -> dict[str, Any] | None:
+    """Return what tells a front apart; None for somebody's own code, which may change while its weights do not."""
     tower = front.tower
+    if tower.spec.startswith(OWN_CODE):
+        return None
     read = front.last or f"all, pool={tower.pool}"
     return {"fingerprint": tower.fingerprint, "spec": tower.spec, "roles": tower.roles, "read": read}

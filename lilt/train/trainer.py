@@ -20,7 +20,7 @@ from lilt.model import Teacher, TwoTower
 from lilt.train.blocks import treat_blocks
 from lilt.train.distill import build_distiller
 from lilt.train.engine import clip, gathered, prepare, spread
-from lilt.train.feed import Feed
+from lilt.train.feed import Feed, piece_rows
 from lilt.train.guard import Guard
 from lilt.train.kernels import quick_attention
 from lilt.train.learner import Learner
@@ -63,7 +63,11 @@ class Trainer:
         self.accelerator = accelerator
         order = dataset.order(config.seed, config.shuffle_buffer, config.resample)
         ranks = {"rank": distributed.rank(), "world": distributed.world_size()}
-        self.batches = Batches(order, config.batch_size, piece=config.micro_batch, **ranks)
+        piece = piece_rows(config.batch_size // ranks["world"], config.micro_batch)
+        self.batches = Batches(order, config.batch_size, piece=piece, **ranks)
+        if self.batches.batch != config.batch_size:
+            why = f"{len(order):,} pairs on {ranks['world']} process(es)"
+            log.say(f"a step is of {self.batches.batch:,} pairs instead of {config.batch_size:,}: there are {why}")
         self.steps = config.max_steps or math.ceil(config.epochs * self.batches.steps_per_epoch)
         warmup = math.ceil(0.05 * self.steps) if config.warmup_steps is None else config.warmup_steps
         self.teacher = teacher
@@ -126,10 +130,11 @@ class Trainer:
                 with self.meter("steps"):
                     done = self._step(batch)
                 self.faults += [fault for piece in batch for fault in piece.faults]
+                del batch  # before the next one is gathered
                 self.place.step += 1
                 count += 1
-                if count == 1 and self.shelf.on_disk:
-                    self.log.say(f"a step keeps {self.shelf.on_disk / 2**20:,.1f} MiB on disk, in {self.shelf.folder}")
+                if news := self.shelf.news():
+                    self.log.say(news)
                 last = self.place.step == self.steps
                 # what costs a wait for the device or for other ranks happens at log steps; on one CPU it is free
                 keep = self.place.step % every == 0 or last

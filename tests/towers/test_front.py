@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lilt.policies import apply, parse_policy, plan
-from lilt.towers import Tower, build_tower
+from lilt.towers import Tower, TowerSpec, build_tower
 from lilt.towers.base import ImageContract
 from lilt.towers.find_front import find_front
 from lilt.towers.front import Front
+from lilt.towers.vision import wrap_vision
 from tests.towers.families import FAMILIES, SIDES, VIT, batch, timm_tower, tiny, tokens
 
 # T5 hands the position bias of its first block on to the others; own_mlp is one block without a norm
@@ -203,3 +204,28 @@ def test_modes_and_hooks_are_left_as_they_were() -> None:
     front.record(batch(tower))
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tower.modules()) == hooks
     assert not any("forward" in m.__dict__ for m in tower.modules())
+
+
+class WorksInPlace(nn.Module):
+    """Its second block begins by changing what the first one gave."""
+
+    def __init__(self, inplace: bool):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 8, 8)
+        second = nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(16, 16))
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(16, 16), nn.Tanh()), second])
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch(images).flatten(2).mT
+        for block in self.blocks:
+            x = block(x)
+        return x.mean(1)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_front_whose_output_is_changed_in_place_is_none(inplace: bool) -> None:
+    torch.manual_seed(0)
+    spec = TowerSpec("module", roles={"blocks.*": "block"})
+    tower = wrap_vision(WorksInPlace(inplace), ImageContract(32), "mine", spec)
+    apply(plan(parse_policy("blocks(blocks=last:1)", "vision"), tower), tower)
+    assert (find_front(tower) is None) == inplace

@@ -239,3 +239,31 @@ def test_reuse_and_front_are_what_the_trainer_has(run: Run) -> None:
         assert trainer.core.vision.body.blocks[1].training
 
     plain(run, "look", policy="last(1)", max_steps=1, wish=look)
+
+
+def test_rows_that_nobody_computed_do_not_count(run: Run) -> None:
+    """Zeros in their place would be trained on: a caption here, that only another process was to store."""
+    lost: list[int] = []
+
+    def lose(trainer: Trainer) -> None:
+        start = trainer.reuse.start
+
+        def begin(dataset: Any, collate: Any) -> None:
+            start(dataset, collate)
+            collate.stores["text"].known[:2] = False
+            batch = collate([dataset[0, unit] for unit in range(len(dataset))])
+            pairs = [dataset[0, unit] for unit in range(len(dataset))]
+            assert batch.valid.tolist() == [pair.text_id > 1 for pair in pairs]
+            lost.append(int((~batch.valid).sum()))
+
+        trainer.reuse.start = begin  # type: ignore[method-assign]
+
+    plain(run, "lost", policy="lit_mirror", reuse="memory", captions="all", max_steps=2, wish=lose)
+    assert lost[0] > 0
+
+
+def test_code_of_ones_own_is_not_kept_on_disk(run: Run, cache: Path) -> None:
+    own = {"vision": "py:tests.train.hungry:vision", "policy": "frozen"}
+    with pytest.raises(ValueError, match=r"reuse=disk: nothing tells .* the same vision tower .*code of your own"):
+        plain(run, "disk", reuse="disk", **own)
+    plain(run, "auto", reuse="auto", **own)

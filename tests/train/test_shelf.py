@@ -9,10 +9,12 @@ import psutil
 import pytest
 import torch
 
-from lilt.data import Batches
+from lilt.config import TrainConfig
+from lilt.data import Batches, Store
 from lilt.data.order import Order
 from lilt.train import Trainer
-from lilt.train.feed import ahead
+from lilt.train.check import check
+from lilt.train.feed import ahead, piece_rows
 from lilt.train.shelf import Shelf
 from tests.train.conftest import Finished, Run
 
@@ -78,17 +80,73 @@ def test_a_shelf_gives_back_what_it_got_and_uses_its_files_again(tmp_path: Path)
 
 
 def test_a_disk_that_is_full_is_an_error_with_a_way_out(tmp_path: Path) -> None:
-    (tmp_path / "spill-0").mkdir()
-    (tmp_path / "spill-0" / "0.bin").mkdir()  # what cannot be written to
-    with pytest.raises(ValueError, match=r"keeps .* GiB on disk in .*spill-0.*free; expected place.*--batch_size"):
-        Shelf(tmp_path, "disk").put(torch.ones(3))
+    """And no signal, which ends the process without a word; a limit on files is a full disk to who writes them."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(ValueError, match=r"keeps .* GiB on disk in .*spill-0.*free; expected place.*--spill off"):
+            Shelf(tmp_path, "disk").put(torch.ones(9999))
+        with pytest.raises(ValueError, match=r"rows.bin needs .* GiB, and .* free there .*; expected place.*reuse=off"):
+            Store(tmp_path / "store", 99, [999])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
+    mine = tmp_path / "spill-0" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    with Shelf(tmp_path, "off") as shelf:
+        shelf.put(torch.ones(3))
+    with Shelf(tmp_path, "disk") as shelf:
+        shelf.put(torch.ones(3))
+        assert len(list(shelf.folder.iterdir())) == 2
+    assert [file.name for file in mine.parent.iterdir()] == ["mine.txt"]
+
+
+def test_rows_from_a_store_are_kept_like_images(run: Run) -> None:
+    shelves: list[Shelf] = []
+    options = {**OPTIONS, "policy": "last(1)", "augment": "none", "reuse": "memory"}
+    off = run("off", spill="off", **options)
+    assert same(off, run("disk", lambda trainer: shelves.append(trainer.shelf), spill="disk", **options))
+    assert shelves[0].on_disk > 0
+
+
+def test_disk_without_pieces_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"spill=disk came without micro_batch; expected a step in several pieces"):
+        check(TrainConfig(spill="disk"))
+
+
+def test_a_batch_comes_in_few_pieces_of_whole_micro_batches() -> None:
+    assert piece_rows(32_768, 64) == 512
+    assert piece_rows(4_096, 64) == 64
+    assert piece_rows(100, 7) == 7
+    assert piece_rows(1_000, 7) == 21
+    assert piece_rows(64, None) is None
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_many_small_pieces_leave_few_files_open(run: Run, micro_batch: int) -> None:
+    opened: list[int] = []
+
+    def listen(trainer: Trainer) -> None:
+        def count(*_: object) -> None:
+            opened.append(len(list(Path("/proc/self/fd").iterdir())))
+
+        trainer.core.text.register_forward_hook(count)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("open files are counted in /proc")
+    run("many", listen, policy="layernorm", **{**OPTIONS, "micro_batch": micro_batch, "workers": 1, "max_steps": 3})
+    assert max(opened) - min(opened) < 60
 
 
 def test_workers_prepare_a_batch_ahead_and_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = Batches(Order([100_000]), 32_768, piece=64)
+    batches = Batches(Order([100_000]), 32_768, piece=512)
     image = 4 * 3 * 32 * 32
     monkeypatch.setattr("lilt.train.feed.AHEAD_SHARE", 32_768 * image * 2 / psutil.virtual_memory().available)
-    assert ahead(batches, 4, (3, 32, 32)) == 128
-    monkeypatch.setattr("lilt.train.feed.AHEAD_SHARE", 4_096 * image / psutil.virtual_memory().available)
-    assert 14 <= ahead(batches, 4, (3, 32, 32)) <= 18
+    assert ahead(batches, 4, (3, 32, 32)) == 16
+    monkeypatch.setattr("lilt.train.feed.AHEAD_SHARE", 16_384 * image / psutil.virtual_memory().available)
+    assert 6 <= ahead(batches, 4, (3, 32, 32)) <= 9
     assert ahead(batches, 4, (3, 999, 999)) == 2
