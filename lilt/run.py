@@ -24,7 +24,7 @@ from lilt.train.agree import check_agreement
 from lilt.train.bill import Bill, write_bill
 from lilt.train.check import check
 from lilt.train.engine import gathered, make_accelerator
-from lilt.train.folder import CONFIG, check_folder, new_folder, open_folder
+from lilt.train.folder import CONFIG, check_folder, given_back, new_folder, open_folder
 from lilt.train.meter import Meter
 from lilt.train.objectives import parse_objective
 
@@ -54,10 +54,11 @@ def align(config: TrainConfig, console: Console, watch: Callable[[Trainer], None
     accelerator = make_accelerator(config.precision)
     distributed.use_all_cores()
     began = Meter()
-    config = replace(config, output=config.output or new_folder(config))
+    named = config.output
+    config = replace(config, output=named or new_folder(config))
     folder = Path(config.output or "")
-    check_folder(config, folder)
-    with began("starting"):
+    mark = check_folder(config, folder)
+    with began("starting"), given_back(folder, ours=not named):
         core = build_model(config).to(accelerator.device)
         if not config.resume:
             began_with = checkpoint.begin_from(core, config, config.init) if config.init else None
@@ -69,7 +70,7 @@ def align(config: TrainConfig, console: Console, watch: Callable[[Trainer], None
         teacher = build_teacher_of(config, core, parse_objective(config.distill).needs)
         if teacher is not None:
             teacher.to(accelerator.device)
-    open_folder(config, folder)
+    open_folder(config, folder, mark)
     with RunLog(folder, console) as log:
         _announce(log, config, core, len(dataset), dataset.cut)
         if config.init and not config.resume:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lilt.data.images import UNREADABLE, Fault, image_file, open_image
 from lilt.data.manifest import Sample
-from lilt.data.shard_index import IMAGES, beside, keep, scan
+from lilt.data.shard_index import IMAGES, beside, index_of, keep, scan
 from lilt.data.shard_paths import PLAN
 
 BAD = "bad_images.jsonl"
@@ -71,24 +71,29 @@ def pack(
         if value is not None and value <= 0:
             raise ValueError(f"{name}={value}; expected more than 0; give a positive number, or leave it out")
     starts = range(0, len(samples), per_shard)
-    _open_folder(folder, _plan(samples, len(starts), image_px), overwrite)
-    for number, start in enumerate(starts):
-        tar, rows = folder / f"{number:05d}.tar", samples[start : start + per_shard]
+    _open_folder(folder, _plan(samples, len(starts), per_shard, image_px), overwrite)
+    tars = _tars(folder, len(starts))
+    for tar, start in zip(tars, starts, strict=True):
+        rows = samples[start : start + per_shard]
         if tar.exists():
             advance(len(rows))
         else:
             _write_shard(tar, rows, start, image_px, advance)
-    bad = _bad(folder)
-    num_bytes = sum((folder / f"{number:05d}.tar").stat().st_size for number in range(len(starts)))
-    return Packed(folder, len(starts), len(samples) - len(bad), bad, num_bytes)
+    written, num_bytes = sum(len(index_of(tar)) for tar in tars), sum(tar.stat().st_size for tar in tars)
+    return Packed(folder, len(tars), written, _bad(folder), num_bytes)
 
 
-def _plan(samples: Sequence[Sample], shards: int, image_px: int | None) -> dict[str, object]:
+def _tars(folder: Path, shards: int) -> list[Path]:
+    return [folder / f"{number:05d}.tar" for number in range(shards)]
+
+
+def _plan(samples: Sequence[Sample], shards: int, per_shard: int, image_px: int | None) -> dict[str, object]:
     """Return what tells one packing from another."""
     content = hashlib.sha256()
     for sample in samples:
         content.update(json.dumps([str(sample.image), sample.captions]).encode())
-    return {"shards": shards, "samples": len(samples), "image_px": image_px, "content": content.hexdigest()}
+    sizes = {"shards": shards, "per_shard": per_shard, "samples": len(samples), "image_px": image_px}
+    return sizes | {"content": content.hexdigest()}
 
 
 def _open_folder(folder: Path, plan: dict[str, object], overwrite: bool) -> None:
@@ -102,10 +107,11 @@ def _open_folder(folder: Path, plan: dict[str, object], overwrite: bool) -> None
             f"{folder} already holds {len(old):,} shards of other samples or settings; nothing was changed: give "
             "another --output, or replace them with --overwrite"
         )
-    if there is None and old:
+    planned = _tars(folder, there["shards"] if there else 0)
+    if others := [tar for tar in old if tar not in planned]:
         raise ValueError(
-            f"{folder} holds {len(old):,} .tar that lilt shards has not written; nothing was changed: give another "
-            "--output"
+            f"{folder} holds {len(others):,} .tar that lilt shards has not written, such as {others[0].name}; expected "
+            "none of others; nothing was changed: move them elsewhere, or give another --output"
         )
     for tar in old:
         beside(tar).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from lilt.data import PairDataset, Pairs
 from lilt.model import TwoTower
 
 # where things lie may differ between machines; what lies there is compared
-_LOCAL = ("init", "output", "overwrite", "data", "val_data", "image_root", "workers", "price")
+_LOCAL = ("init", "output", "overwrite", "data", "val_data", "image_root", "workers", "price", "spill")
 _FIRST = 1000  # images and captions that are looked at
 
 Facts = dict[str, str]

@@ -41,7 +41,10 @@ def keep_frozen_weights_out(accelerator: Accelerator, learner: Learner) -> None:
 
 
 def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
-    """Write the state of a step under a temporary name, with the sum of each file, and rename it; keep the newest."""
+    """Write the state of a step under a temporary name, with the sum of each file, and rename it; keep the newest.
+
+    States of later steps are of a sitting that was given up, for an earlier step was gone on from: they go.
+    """
     states = folder / STATE
     fresh, target = states / f"step-{step:08d}.tmp", states / f"step-{step:08d}"
     if accelerator.is_main_process:
@@ -58,8 +61,9 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> 
         (fresh / SUMS).write_text(json.dumps(_sums(fresh)), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)  # of a sitting that went on from an earlier step
         fresh.rename(target)
-        whole = sorted(states.glob("step-????????"))
-        for other in [*whole[:-keep], *states.glob("*.tmp")]:
+        there = sorted(states.glob("step-????????"), reverse=True)
+        later, ours = there[: there.index(target)], there[there.index(target) :]
+        for other in [*later, *ours[keep:], *states.glob("*.tmp")]:
             shutil.rmtree(other, ignore_errors=True)
     distributed.barrier()
 

@@ -143,7 +143,8 @@ def test_other_samples_or_settings_are_refused_or_replace_what_is_there(samples:
     target = tmp_path / "shards"
     pack(samples, target, per_shard=2)
     before = content(target)
-    for other, options in ((samples[1:], {"per_shard": 2}), (samples, {"per_shard": 3}), (samples, {"image_px": 9})):
+    others = {"per_shard": 2}, {"per_shard": 3}, {"per_shard": 2, "image_px": 9}
+    for other, options in zip((samples[1:], samples, samples), others, strict=True):
         with pytest.raises(ValueError, match="already holds 6 shards of other samples or settings; nothing"):
             pack(other, target, **options)  # type: ignore[arg-type]
     assert content(target) == before
@@ -155,9 +156,37 @@ def test_other_samples_or_settings_are_refused_or_replace_what_is_there(samples:
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_tars_of_others_are_never_touched(samples: list[Sample], tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "00000.tar").write_bytes(b"theirs")
-    with pytest.raises(ValueError, match=r"holds 1 .tar that lilt shards has not written; nothing was changed: give"):
+    with pytest.raises(ValueError, match=r"holds 1 .tar that lilt shards has not written, such as 00000.tar; expec"):
         pack(samples, tmp_path, overwrite=overwrite)
     assert content(tmp_path) == {"00000.tar": b"theirs"}
+
+
+def test_tars_beside_the_shards_stay_when_they_are_replaced(samples: list[Sample], tmp_path: Path) -> None:
+    pack(samples, tmp_path, per_shard=5)
+    (tmp_path / "mine.tar").write_bytes(b"theirs")
+    before = content(tmp_path)
+    said = "holds 1 .tar that lilt shards has not written, such as mine.tar; expected none .* nothing was changed: move"
+    with pytest.raises(ValueError, match=said):
+        pack(samples, tmp_path, per_shard=6, overwrite=True)
+    assert content(tmp_path) == before
+    (tmp_path / "mine.tar").unlink()
+    assert pack(samples, tmp_path, per_shard=6, overwrite=True).shards == 2
+
+
+def test_shards_of_another_size_are_not_gone_on_with(samples: list[Sample], tmp_path: Path) -> None:
+    pack(samples, tmp_path, per_shard=5)
+    (tmp_path / "00002.tar").unlink()
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="already holds 2 shards of other samples or settings; nothing"):
+        pack(samples, tmp_path, per_shard=4)  # as many shards; a third with two samples fewer would have fit
+    assert content(tmp_path) == before
+
+
+def test_the_samples_that_were_written_are_counted(samples: list[Sample], tmp_path: Path) -> None:
+    bad = Sample(tmp_path / "missing.png", ("a boat",), "train")
+    for _ in range(2):
+        done = pack([*samples, bad, bad], tmp_path / "shards", per_shard=5)  # one image, of two samples
+        assert (done.samples, len(done.bad)) == (12, 1)
 
 
 @pytest.mark.parametrize("options", [{"per_shard": 0}, {"image_px": -1}])

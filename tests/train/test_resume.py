@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,15 @@ def test_without_a_whole_state_it_says_so(run: Run) -> None:
 def test_the_newest_states_are_kept(run: Run) -> None:
     done = run(epochs=4, keep_states=3)
     assert [s.name for s in sorted((done.folder / "state").iterdir())] == [f"step-{n:08d}" for n in (4, 6, 8)]
+
+
+def test_a_torn_state_of_a_later_step_goes_and_not_the_new_one(run: Run) -> None:
+    done = run(wish=interrupt_at(3), epochs=2)
+    states = done.folder / "state"
+    shutil.copytree(states / "step-00000003", states / "step-00000100")
+    (states / "step-00000100" / "optimizer.bin").unlink()
+    assert run(epochs=2, keep_states=1, resume=True).outcome.finished
+    assert [s.name for s in states.iterdir()] == ["step-00000004"]
 
 
 def test_a_second_interrupt_acts_at_once() -> None:
