@@ -23,6 +23,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def local_rank() -> int:
+    """Return the number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", rank()))
+
+
+def local_world_size() -> int:
+    """Return how many processes this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def is_main() -> bool:
     """Say whether this process writes the files; before the group exists the launcher's variable tells."""
     if dist.is_available() and dist.is_initialized():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -92,6 +91,13 @@ class Reuse:
                 "last(2)"
             )
         for source in sources:
+            if source.facts is None and self.config.reuse == "disk":
+                raise ValueError(
+                    f"reuse=disk: nothing tells whether a later run has the same {source.name} tower and preprocess, "
+                    "since one of them is code of your own; expected a library's tower and a described preprocess; "
+                    "pass lilt.ImageContract(image_px=…, mean=…, std=…) in place of a callable, or use reuse=memory"
+                )
+        for source in sources:
             if source.name == "vision" and self.teacher is not None and "teacher" not in collate.stores:
                 break  # the teacher needs the image
             with self._quiet():
@@ -176,8 +182,7 @@ class Reuse:
         missing = store.missing()
         if store.folder:
             # the processes of one machine share its disk, and by the time that the last looks, the first has put rows
-            local = int(os.environ.get("LOCAL_RANK", distributed.rank()))
-            missing = distributed.gather_objects(missing)[distributed.rank() - local]
+            missing = distributed.gather_objects(missing)[distributed.rank() - distributed.local_rank()]
         ours = _share(missing) if store.folder else missing
         bar = self.log.bar(f"storing: {source.name}", len(ours))
         done = 0
@@ -196,6 +201,4 @@ class Reuse:
 
 def _share(items: Tensor) -> Tensor:
     """Return this process' part of what those of its machine share."""
-    rank = int(os.environ.get("LOCAL_RANK", distributed.rank()))
-    world = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
-    return items[rank::world]
+    return items[distributed.local_rank() :: distributed.local_world_size()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -38,8 +37,7 @@ class Shelf:
     def clear(self) -> None:
         """Begin a step: nothing that was kept before is needed any more."""
         self._files = self.on_disk = 0
-        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
-        self._host = HOST_SHARE * psutil.virtual_memory().available / neighbours
+        self._host = HOST_SHARE * psutil.virtual_memory().available / distributed.local_world_size()
         self._device = 0.0
         if torch.cuda.is_available():
             idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch's own, and free for us

@@ -47,31 +47,9 @@ def find_sources(
     dataset: Pairs,
     facts: dict[str, Any],
 ) -> tuple[list[Source], list[str]]:
-    """Return what could be stored of a run, a teacher before the tower it teaches, and why the rest cannot.
-
-    Raises ValueError for reuse=disk where nothing tells one of them apart.
-    """
+    """Return what could be stored of a run, a teacher before the tower it teaches, and why the rest cannot."""
     if not isinstance(dataset, PairDataset):
         return [], ["shards are read as they lie and nothing of them is stored"]
-    found, reasons = _candidates(config, contracts, fronts, teacher, dataset, facts)
-    for source in found:
-        if source.facts is None and config.reuse == "disk":
-            raise ValueError(
-                f"reuse=disk: nothing tells whether a later run has the same {source.name} tower and preprocess, since "
-                "one of them is code of your own; expected a library's tower and a described preprocess; pass "
-                "lilt.ImageContract(image_px=…, mean=…, std=…) in place of a callable, or use reuse=memory"
-            )
-    return found, reasons
-
-
-def _candidates(
-    config: TrainConfig,
-    contracts: tuple[ImageContract, Tokenizer],
-    fronts: Mapping[str, Front],
-    teacher: Teacher | None,
-    dataset: PairDataset,
-    facts: dict[str, Any],
-) -> tuple[list[Source], list[str]]:
     found: list[Source] = []
     reasons: list[str] = []
     if (text := fronts.get("text")) is not None:
