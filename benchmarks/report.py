@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from distillation_report import distillation
@@ -108,6 +110,16 @@ def read(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
+def table(columns: str, rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown; columns are parted by |, and those that begin with < are left-aligned."""
+    names = columns.split("|")
+    lines = [[name.removeprefix("<") for name in names], *rows]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    head, _, body = text.partition("\n")
+    marks = "".join("---|" if name.startswith("<") else "--:|" for name in names)
+    return f"{head}\n|{marks}\n{body}\n"
+
+
 def rsicd(rows: list[dict[str, Any]]) -> str:
     """Return the section on policies, one table per setting."""
     text = ""
@@ -171,22 +183,24 @@ def lora_speed(rows: list[dict[str, Any]]) -> str:
     """Return the section on LoRA's step time."""
     if not rows:
         return ""
-    text = LORA_SPEED.format(**rows[-1])
-    text += "| tower | variant | trained | step / peft's | step / full |\n|---|---|--:|--:|--:|\n"
-    for r in rows:
-        text += f"| {r['tower']} | {r['variant']} | {r['trained']:,} | {r['over_peft']:.2f} | {r['over_full']:.2f} |\n"
-    return text + "\n"
+    cells = (
+        (r["tower"], r["variant"], f"{r['trained']:,}", f"{r['over_peft']:.2f}", f"{r['over_full']:.2f}") for r in rows
+    )
+    return LORA_SPEED.format(**rows[-1]) + table("<tower|<variant|trained|step / peft's|step / full", cells)
 
 
 def loss_memory(rows: list[dict[str, Any]]) -> str:
     """Return the section on what the losses keep."""
     if not rows:
         return ""
-    text = LOSS_MEMORY.format(**rows[-1]) + "| loss | rows | tile | MiB | s |\n|---|--:|--:|--:|--:|\n"
-    for r in sorted(rows, key=lambda r: (r["loss"], r["rows"])):
-        tile = f"{r['chunk']:,}" if r["chunk"] else "all"
-        text += f"| `{r['loss']}` | {r['rows']:,} | {tile} | {r['peak_mib']:,.0f} | {r['seconds']:.1f} |\n"
-    return text + "\n"
+    cells = (
+        (
+            f"`{r['loss']}`", f"{r['rows']:,}", f"{r['chunk']:,}" if r["chunk"] else "all", f"{r['peak_mib']:,.0f}",
+            f"{r['seconds']:.1f}",
+        )
+        for r in sorted(rows, key=lambda r: (r["loss"], r["rows"]))
+    )  # fmt: skip
+    return LOSS_MEMORY.format(**rows[-1]) + table("<loss|rows|tile|MiB|s", cells)
 
 
 def cached_gradients(rows: list[dict[str, Any]]) -> str:
@@ -195,11 +209,14 @@ def cached_gradients(rows: list[dict[str, Any]]) -> str:
     for size in dict.fromkeys(r["size"] for r in rows):
         chosen = [r for r in rows if r["size"] == size]
         text += CACHED.format(**chosen[-1]) if not text else ""
-        text += f"| policy ({size}) | promised | measured | measured / promised |\n|---|--:|--:|--:|\n"
-        for r in chosen:
-            name = r["policy"].replace("//", "` and `")
-            text += f"| `{name}` | {r['promised']:.2f} | {r['measured']:.2f} | {r['measured'] / r['promised']:.2f} |\n"
-        text += "\n"
+        cells = (
+            (
+                f"`{r['policy'].replace('//', '` and `')}`", f"{r['promised']:.2f}", f"{r['measured']:.2f}",
+                f"{r['measured'] / r['promised']:.2f}",
+            )
+            for r in chosen
+        )  # fmt: skip
+        text += table(f"<policy ({size})|promised|measured|measured / promised", cells)
     return text
 
 
@@ -207,30 +224,29 @@ def step_cost(rows: list[dict[str, Any]]) -> str:
     """Return the section on step times."""
     if not rows:
         return ""
-    text = STEP_COST.format(**rows[-1]) + "| policy | trained | promised | measured | measured / promised |\n"
-    text += "|---|--:|--:|--:|--:|\n"
-    for r in rows:
-        text += (
-            f"| `{r['policy']}` | {r['trainable']:,} | {r['predicted']:.2f} | {r['measured']:.2f} | "
-            f"{r['measured_over_predicted']:.2f} |\n"
+    cells = (
+        (
+            f"`{r['policy']}`", f"{r['trainable']:,}", f"{r['predicted']:.2f}", f"{r['measured']:.2f}",
+            f"{r['measured_over_predicted']:.2f}",
         )
-    return text + "\n"
+        for r in rows
+    )  # fmt: skip
+    return STEP_COST.format(**rows[-1]) + table("<policy|trained|promised|measured|measured / promised", cells)
 
 
 def reuse(rows: list[dict[str, Any]]) -> str:
     """Return the section on reuse."""
     if not rows:
         return ""
-    text = REUSED.format(**rows[-1])
-    text += "| towers | policy | s off | s on | times faster | promised | measured / promised |\n"
-    text += "|---|---|--:|--:|--:|--:|--:|\n"
-    for r in rows:
-        faster = r["off_s"] / r["on_s"]
-        text += (
-            f"| {r['towers']} | `{r['policy']}` | {r['off_s']:.1f} | {r['on_s']:.2f} | {faster:.1f} | "
-            f"{r['promised']:.1f} | {faster / r['promised']:.2f} |\n"
+    cells = (
+        (
+            r["towers"], f"`{r['policy']}`", f"{r['off_s']:.1f}", f"{r['on_s']:.2f}", f"{r['off_s'] / r['on_s']:.1f}",
+            f"{r['promised']:.1f}", f"{r['off_s'] / r['on_s'] / r['promised']:.2f}",
         )
-    return text + "\n"
+        for r in rows
+    )  # fmt: skip
+    columns = "<towers|<policy|s off|s on|times faster|promised|measured / promised"
+    return REUSED.format(**rows[-1]) + table(columns, cells)
 
 
 def peers(rows: list[dict[str, Any]]) -> str:
@@ -238,29 +254,30 @@ def peers(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
     versions = ", ".join(f"{name} {number}" for name, number in rows[-1]["versions"].items())
-    text = PEERS.format(**{**rows[-1], "versions": versions})
-    text += "| step | way | pieces | pairs/s | lilt is | MiB | file MiB | error |\n|---|---|--:|--:|--:|--:|--:|--:|\n"
-    for r in rows:
-        error = "" if r["gradient_error"] is None else f"{r['gradient_error']:.0e}"
-        text += (
-            f"| {r['group']} | {r['way']} | {r['pieces']} | {r['pairs_per_second']:.1f} | "
-            f"{r['lilt_over_this']:.2f} | {r['peak_bytes'] / 2**20:,.0f} | {r['file_bytes'] / 2**20:.1f} | {error} |\n"
+    cells = (
+        (
+            r["group"], r["way"], f"{r['pieces']}", f"{r['pairs_per_second']:.1f}", f"{r['lilt_over_this']:.2f}",
+            f"{r['peak_bytes'] / 2**20:,.0f}", f"{r['file_bytes'] / 2**20:.1f}",
+            "" if r["gradient_error"] is None else f"{r['gradient_error']:.0e}",
         )
-    return text + "\n"
+        for r in rows
+    )  # fmt: skip
+    head = PEERS.format(**{**rows[-1], "versions": versions})
+    return head + table("<step|<way|pieces|pairs/s|lilt is|MiB|file MiB|error", cells)
 
 
 def scaling(rows: list[dict[str, Any]]) -> str:
     """Return the section on scaling."""
     if not rows:
         return ""
-    text = SCALING.format(**rows[-1])
-    text += "| with | pairs | batch | processes | starting s | s a step | pairs/s | MiB |\n|---|" + "--:|" * 7 + "\n"
-    for r in rows:
-        text += (
-            f"| {r['what']} | {r['pairs']:,} | {r['batch_size']:,} | {r['processes']} | {r['starting_s']:.1f} | "
-            f"{r['step_s']:.2f} | {r['pairs_per_second']:,.0f} | {r['peak_bytes'] / 2**20:,.0f} |\n"
+    cells = (
+        (
+            r["what"], f"{r['pairs']:,}", f"{r['batch_size']:,}", f"{r['processes']}", f"{r['starting_s']:.1f}",
+            f"{r['step_s']:.2f}", f"{r['pairs_per_second']:,.0f}", f"{r['peak_bytes'] / 2**20:,.0f}",
         )
-    return text + "\n"
+        for r in rows
+    )  # fmt: skip
+    return SCALING.format(**rows[-1]) + table("<with|pairs|batch|processes|starting s|s a step|pairs/s|MiB", cells)
 
 
 def advice(rows: list[dict[str, Any]]) -> str:
@@ -268,26 +285,30 @@ def advice(rows: list[dict[str, Any]]) -> str:
     pairs = [r for r in rows if "spearman" not in r and "by_layer" not in r]
     if not pairs:
         return ""
-    text = ADVICE.format(**pairs[0]) + "| vision | text | neighbours % | CKA | val mR |\n|---|---|--:|--:|--:|\n"
-    for r in sorted(pairs, key=lambda r: -r["mutual_knn"]):
-        recall = sum(r["val_mean_recall"]) / len(r["val_mean_recall"])  # over seeds
-        text += f"| {r['vision']} | {r['text']} | {r['mutual_knn']:.1f} | {r['cka']:.2f} | {recall:.2f} |\n"
+    cells = (
+        (r["vision"], r["text"], f"{r['mutual_knn']:.1f}", f"{r['cka']:.2f}", f"{fmean(r['val_mean_recall']):.2f}")
+        for r in sorted(pairs, key=lambda r: -r["mutual_knn"])
+    )
+    text = ADVICE.format(**pairs[0]) + table("<vision|<text|neighbours %|CKA|val mR", cells)
     for r in rows:
         if "tower_pairs" in r:
             said = ", ".join(f"{name} {value:.2f}" for name, value in r["spearman"].items())
-            text += f"\nSpearman's correlation with the recall over {r['tower_pairs']} pairs: {said}. More in LOG.md.\n"
-    return text + "\n"
+            text += f"Spearman's correlation with the recall over {r['tower_pairs']} pairs: {said}. More in LOG.md.\n\n"
+    return text
 
 
 def kill(rows: list[dict[str, Any]]) -> str:
     """Return the section on killed runs."""
     if not rows:
         return ""
-    text = KILLED + "| data | options | kills | file |\n|---|---|--:|---|\n"
-    for r in rows:
-        said = " ".join(r["options"]) or "as in the script"
-        text += f"| {r['data']} | {said} | {r['kills']} | {'the same bits' if r['same'] else 'ANOTHER'} |\n"
-    return text + "\n"
+    cells = (
+        (
+            r["data"], " ".join(r["options"]) or "as in the script", f"{r['kills']}",
+            "the same bits" if r["same"] else "ANOTHER",
+        )
+        for r in rows
+    )  # fmt: skip
+    return KILLED + table("<data|<options|kills|<file", cells)
 
 
 SECTIONS = {
