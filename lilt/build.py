@@ -58,14 +58,13 @@ def build_model(
     tokenizer: Any = None,
 ) -> TwoTower:
     """Build the towers, apply their policies and put the heads on; modules stand in for specs where given."""
-    vision_policy = parse_policy(config.vision_policy or config.policy, "vision")
-    text_policy = parse_policy(config.text_policy or config.policy, "text")
+    policies = {side: parse_policy(spec, side) for side, spec in config.policies.items()}
     image = build_tower(
         config.vision if vision is None else vision, "vision", preprocess, config.image_px, config.vision_roles
     )
     language = build_tower(config.text if text is None else text, "text", tokenizer, roles=config.text_roles)
     # both plans are made before either tower is changed
-    plans = plan(vision_policy, image), plan(text_policy, language)
+    plans = plan(policies["vision"], image), plan(policies["text"], language)
     with fixed_seed(config.seed):
         for joint, tower in zip(plans, (image, language), strict=True):
             apply(joint, tower)

@@ -105,6 +105,11 @@ def read_contract(folder: str | Path) -> dict[str, Any]:
     return contract
 
 
+def adapter_bytes(folder: str | Path) -> int:
+    """Return the size of the trained tensors as a file."""
+    return (Path(folder) / ADAPTER).stat().st_size
+
+
 def settings_of(contract: Mapping[str, Any]) -> ModelConfig:
     """Return the settings a checkpoint was built with."""
     return ModelConfig(**contract["model"])
@@ -149,7 +154,7 @@ def begin_from(model: TwoTower, config: ModelConfig, run: str) -> str:
     contract = read_contract(run)
     then = settings_of(contract)
     for side in ("vision", "text"):
-        specs = [getattr(c, f"{side}_policy") or c.policy for c in (then, config)]
+        specs = [c.policies[side] for c in (then, config)]
         if parse_policy(specs[0], side) != parse_policy(specs[1], side):
             raise _other(run, f"{side} policy", specs[0], specs[1])
         theirs, ours = contract["model"][f"{side}_roles"], getattr(model, side).roles
@@ -206,7 +211,7 @@ def _write(file: Path, text: str) -> None:
 
 def _card(contract: Mapping[str, Any]) -> str:
     """Return the model card."""
-    model, towers = contract["model"], contract["towers"]
+    model, towers, policies = contract["model"], contract["towers"], settings_of(contract).policies
     share = 100 * contract["trained"] / contract["total"]
     metrics = "\n".join(f"| {k} | {v:.2f} |" for k, v in contract["metrics"].items() if isinstance(v, (int, float)))
     return f"""---
@@ -216,8 +221,8 @@ tags: [lilt, image-text-retrieval]
 # Adapter for {towers["vision"]["spec"]} and {towers["text"]["spec"]}
 
 {contract["trained"]:,} trained values ({share:.2f} % of the model) that align these two towers; the towers are
-not in this folder. Policy: `{model["vision_policy"] or model["policy"]}` (vision),
-`{model["text_policy"] or model["policy"]}` (text). Projection: `{model["projection"]}`.
+not in this folder. Policy: `{policies["vision"]}` (vision),
+`{policies["text"]}` (text). Projection: `{model["projection"]}`.
 
 ```python
 import lilt

@@ -1,4 +1,4 @@
-"""Settings with their units; nothing else."""
+"""Settings with their units, and what follows from them alone."""
 
 from __future__ import annotations
 
@@ -42,6 +42,16 @@ class ModelConfig:
     """highest scale"""
     seed: int = 0
     """seed of the heads, the order of the data and the augmentation"""
+
+    @property
+    def policies(self) -> dict[str, str]:
+        """What is trained in each tower, by side."""
+        return {"vision": self.vision_policy or self.policy, "text": self.text_policy or self.policy}
+
+    @property
+    def policy_name(self) -> str:
+        """What is trained, for people: one policy, or that of the vision and that of the text tower."""
+        return " / ".join(dict.fromkeys(self.policies.values()))
 
 
 @dataclass(frozen=True)

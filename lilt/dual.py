@@ -126,9 +126,8 @@ class DualEncoder(nn.Module):
         """
         self._refuse_while_off("merge")
         config = self.config
-        image = parse_policy(config.vision_policy or config.policy, "vision")
-        language = parse_policy(config.text_policy or config.policy, "text")
-        vision, text = merge.merged(self.core.vision, image), merge.merged(self.core.text, language)
+        policies = {side: parse_policy(spec, side) for side, spec in config.policies.items()}
+        vision, text = (merge.merged(tower, policies[tower.side]) for tower in (self.core.vision, self.core.text))
         projection, scale, shared = map(copy.deepcopy, (self.core.projection, self.core.scale, self.core.shared))
         bias = None if self.core.bias is None else self.core.bias.item()
         core = TwoTower(vision, text, projection, scale, shared, bias)

@@ -193,14 +193,28 @@ def _finish(
 def evaluate_folder(
     run: str, data: str | None, image_root: str | None, split: str, console: Console, **options: Any
 ) -> dict[str, Any]:
-    """Load a checkpoint and return its recalls on a split, by default of the data it was trained on."""
+    """Load a checkpoint or a baseline and return its recalls on a split, by default of the data it was trained on.
+
+    Under "of" stands what was measured, and on what.
+    """
     model = open_run(run)
     data, image_root = data_of(Path(run) / CONFIG, data, image_root)
     if not data:
         raise ValueError(f"{run} does not say which data it was trained on; name a manifest with --data")
     samples = read_split(data, split, image_root)
     with RunLog(Path(run), console) as log:
-        return measure(model.core, samples, log, split, max_tokens=model.config.eval_tokens, **options)
+        result = measure(model.core, samples, log, split, max_tokens=model.config.eval_tokens, **options)
+    trained = sum(parameter.numel() for parameter in model.core.trained().values())
+    of = {
+        "model": run,
+        "policy": model.config.policy_name if trained else None,  # None: taken as it is
+        "trained": trained,
+        "total": sum(parameter.numel() for parameter in model.core.parameters()),
+        "adapter_bytes": checkpoint.adapter_bytes(run) if trained else 0,
+        "data": data,
+        "split": split,
+    }
+    return result | {"of": of}
 
 
 def evaluate_tasks(run: str, wanted: Mapping[str, Task], setting: Setting, console: Console) -> Iterator[Finished]:

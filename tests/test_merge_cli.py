@@ -93,8 +93,12 @@ def test_train_merge_evaluate(settings: Any, pictures: Path, tmp_path: Path, cap
         capsys.readouterr()
         assert main(["evaluate", f"{run}-scale{scale}", "--json", "--workers=0"]) == 0
         results.append(json.loads(capsys.readouterr().out))
+        assert results[-1].pop("of")["model"] == f"{run}-scale{scale}"
     assert main(["evaluate", str(run), "--json", "--workers=0"]) == 0
-    assert json.loads(capsys.readouterr().out) == results[0]
+    found = json.loads(capsys.readouterr().out)
+    of = found.pop("of")
+    assert (of["policy"], of["adapter_bytes"]) == ("layernorm", (run / "adapter.safetensors").stat().st_size)
+    assert found == results[0]
     assert results[1]["num_images"] == 6
     said = refused(capsys, "merge", f"{run}-scale1", "--scale=0.5", f"--output={run}", "--overwrite")
     assert "holds a training run, which merge never replaces; nothing was written: give another --output" in said

@@ -13,10 +13,16 @@ from lilt.cli.options import parse
 
 
 def compare(argv: Sequence[str]) -> int:
-    """Put several runs side by side: what each trained, found and took."""
-    about = "One row a run, the fewest trained values first; nothing is evaluated, the numbers are those of the runs."
+    """Put several runs side by side, and models as they are: what each trained, found and took."""
+    about = (
+        "One row a run, the fewest trained values first; nothing is evaluated, the numbers are those of the runs. "
+        "A model as it is: lilt evaluate open_clip:ViT-B-32@openai --data MANIFEST --json > clip.json, "
+        "then lilt compare RUN clip.json"
+    )
     parser = ArgumentParser(prog="lilt compare", description=about, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", help="folders of checkpoints; the others are held against the first")
+    parser.add_argument(
+        "runs", nargs="+", help="folders of checkpoints, or what evaluate --json printed; held against the first"
+    )
     parser.add_argument("--split", default="test", help="whose recalls: test, or val, which chose the checkpoints")
     parser.add_argument("--plot", default="", help="picture to draw: .png, .pdf or .svg (needs matplotlib)")
     parser.add_argument("--html", default="", help="page to write, plot and table in one file (needs matplotlib)")

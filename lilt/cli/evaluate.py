@@ -24,7 +24,7 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--split", default="test", help="split to evaluate")
     parser.add_argument("--batch_size", type=int, default=128, help="images at a time")
     parser.add_argument("--workers", type=int, default=2, help="data loading processes")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, as lilt compare takes it")
     given = parse(parser, argv)
     from lilt import distributed
     from lilt.evaluate import Setting
@@ -38,7 +38,7 @@ def evaluate(argv: Sequence[str]) -> int:
         return _do_tasks(given, Setting(*where, **options), console)
     result = evaluate_folder(given.run, *where, console, **options)
     if distributed.is_main() and given.json:
-        print(json.dumps(result))
+        print(json.dumps(result))  # `lilt compare` reads it
     elif distributed.is_main():
         Console().print(recall_table(result, f"{given.run}, {given.split}"))
     return 0

@@ -26,9 +26,8 @@ class Moved(Task):
 
     def measure(self, subject: Subject) -> Values:
         config = subject.model.config
-        policies = {"vision": config.vision_policy or config.policy, "text": config.text_policy or config.policy}
         for side, (tower, base) in subject.bases().items():
-            found = changes(tower, base, parse_policy(policies[side], side))
+            found = changes(tower, base, parse_policy(config.policies[side], side))
             ordered = sorted(found.items(), key=lambda item: -item[1])
             yield from ((f"{side}/{place}", 100 * value) for place, value in ordered)
             added = (name for name, edit in (tower.fates or {}).items() if not isinstance(edit, Open))

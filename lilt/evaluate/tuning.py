@@ -73,7 +73,7 @@ def free_copy(subject: Subject, side: str, policy: str) -> Tower:
     """
     tower: Tower = getattr(subject.core, side)
     config = subject.model.config
-    own = parse_policy(getattr(config, f"{side}_policy") or config.policy, side)
+    own = parse_policy(config.policies[side], side)
     parts = parse_policy(policy, side)
     if subject.is_base:
         free = subject.built_anew(side)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lilt.report.past import SIDES, Past, read_past
 
 SPLITS = ("test", "val")
+AS_IT_IS = "as it is"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run: recalls in percent on the split that is compared; what it did not note down is None.
+    """One run, or a model as it is: recalls in percent on the split that is compared; what is not known is None.
 
     differs names what makes it another experiment than the first run that was named.
     """
@@ -36,23 +39,22 @@ class Row:
 
 
 def compare_runs(runs: Sequence[str], split: str = "test") -> list[Row]:
-    """Read runs and return a row for each, the fewest trained values first.
+    """Read runs, or what `lilt evaluate --json` printed, and return a row for each, the fewest trained values first.
 
-    Nothing is evaluated: the numbers are those of the folders. Raises ValueError for what is no run, and for a split
-    that runs note nothing of.
+    Nothing is evaluated: the numbers are those of the folders and files. Raises ValueError for what is neither, and for
+    a split that runs note nothing of.
     """
     if split not in SPLITS:
         raise ValueError(
             f"split={split}: runs note recalls of their test and their validation split; expected test or val; choose "
             "one, or measure others with lilt evaluate"
         )
-    pasts = [read_past(run) for run in runs]
-    first = circumstances(pasts[0], split)
+    found = [_read_result(run, split) if Path(run).is_file() else _read_run(run, split) for run in runs]
+    first = found[0][1]
     rows = []
-    for run, past in zip(runs, pasts, strict=True):
-        own = circumstances(past, split)
-        known = [name for name in first if first[name] is not None and own[name] is not None]
-        rows.append(_row(run, past, split, tuple(name for name in known if own[name] != first[name])))
+    for row, own in found:
+        known = [name for name in first if first[name] is not None and own.get(name) is not None]
+        rows.append(replace(row, differs=tuple(name for name in known if own[name] != first[name])))
     return sorted(rows, key=lambda row: (row.trained, row.run))
 
 
@@ -60,25 +62,64 @@ def circumstances(past: Past, split: str) -> dict[str, Any]:
     """Return what two runs must have in common for their numbers to be compared; None is not known yet."""
     settings, towers, result = past.settings, past.contract["towers"], past.result(split) or {}
     learned = [settings.get(key) for key in ("data", "train_split", "max_images")]
-    asked = [settings.get("val_data") or settings.get("data"), past.split(split)]
-    counts = [result[key] for key in ("num_images", "num_captions")] if result else None
+    asked = [_place(settings.get("val_data") or settings.get("data")), past.split(split)]
     # the same weights may lie at another place: the spec may differ, the fingerprint may not
     known = {side: {key: value for key, value in towers[side].items() if key != "spec"} for side in towers}
     return {
         "training data": learned,
         f"{split} split": asked,
-        "counted images": counts,
+        "counted images": _counts(result) if result else None,
         "vision tower": known["vision"],
         "text tower": known["text"],
     }
 
 
-def _row(run: str, past: Past, split: str, differs: tuple[str, ...]) -> Row:
-    contract, end = past.contract, past.end or {}
-    result = past.result(split)
+def _place(data: str | None) -> str | None:
+    """Return one name for a file, however it was called."""
+    return str(Path(data).resolve()) if data and Path(data).exists() else data
+
+
+def _counts(result: dict[str, Any]) -> list[int]:
+    return [int(result[key]) for key in ("num_images", "num_captions")]
+
+
+def _read_result(file: str, split: str) -> tuple[Row, dict[str, Any]]:
+    """Read what `lilt evaluate --json` printed: the row, and what else must have been the same."""
+    try:
+        result = dict(json.loads(Path(file).read_text(encoding="utf-8")))
+        of = result["of"]
+        row = Row(
+            run=of["model"],
+            policy=of["policy"] or AS_IT_IS,
+            trained=of["trained"],
+            total=of["total"],
+            percent=100 * of["trained"] / of["total"],
+            mean_recall_before=None,
+            mean_recall=result["mean_recall"],
+            text_to_image_r1=result["text_to_image"]["R@1"],
+            image_to_text_r1=result["image_to_text"]["R@1"],
+            seconds=None,
+            peak_bytes=None,
+            adapter_bytes=of["adapter_bytes"],
+            num_images=int(result["num_images"]),
+            finished=True,
+            differs=(),
+        )
+        return row, {f"{split} split": [_place(of["data"]), of["split"]], "counted images": _counts(result)}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{file} is not what `lilt evaluate MODEL --data MANIFEST --json` prints ({error!r}); expected such a file "
+            "or the folder of a run; write it anew"
+        ) from None
+
+
+def _read_run(run: str, split: str) -> tuple[Row, dict[str, Any]]:
+    """Read a run folder: the row, and what else must have been the same."""
+    past = read_past(run)
+    contract, end, result = past.contract, past.end or {}, past.result(split)
     before = past.before if split == "test" else None
     to_image, to_text = (None if result is None else result[side]["R@1"] for side in SIDES)
-    return Row(
+    row = Row(
         run=run,
         policy=past.policy,
         trained=contract["trained"],
@@ -93,5 +134,6 @@ def _row(run: str, past: Past, split: str, differs: tuple[str, ...]) -> Row:
         adapter_bytes=past.adapter_bytes,
         num_images=None if result is None else int(result["num_images"]),
         finished=past.end is not None,
-        differs=differs,
+        differs=(),
     )
+    return row, circumstances(past, split)

@@ -109,7 +109,8 @@ def compare_plot(rows: Sequence[Row], split: str, path: Path) -> None:
 
 def compare_page(rows: Sequence[Row], split: str, path: Path) -> None:
     """Write plot and table as one page."""
-    best = [f"{row.policy} {row.mean_recall:.2f}" for row in rows if row.mean_recall is not None]
+    shown = [row for row in rows if row.mean_recall is not None]
+    best = [f"{name} {row.mean_recall:.2f}" for row, name in zip(shown, labels(shown), strict=True)]
     said = f"mean recall on the {split} split by trained values, fewest first: {', '.join(best)}"
     plot = chart("compare", lambda axes, colours: draw(axes, colours, rows, split), SIZE, said)
     table = grid(HEADS, [cells(row) for row in rows], "the fewest trained values first", words=2)
@@ -123,31 +124,42 @@ def compare_page(rows: Sequence[Row], split: str, path: Path) -> None:
 
 
 def draw(axes: Any, colours: Colours, rows: Sequence[Row], split: str) -> None:
-    """Draw mean recall against trained values; runs that do not compare are hollow."""
+    """Draw mean recall against trained values; runs that do not compare are hollow, models as they are are lines."""
     shown = [row for row in rows if row.mean_recall is not None]
-    known = list(zip(shown, labels(shown), strict=True))
+    every = list(zip(shown, labels(shown), strict=True))
+    known = [(row, name) for row, name in every if row.trained]
     for row, _ in known:
         face = "none" if row.differs else colours.series[0]
-        axes.plot(
-            max(row.trained, 1), row.mean_recall, "o", markersize=8, color=colours.series[0], markerfacecolor=face
-        )
+        axes.plot(row.trained, row.mean_recall, "o", markersize=8, color=colours.series[0], markerfacecolor=face)
+    lines = [_line(axes, colours, row, name) for row, name in every if not row.trained]
     axes.set_xscale("log")
     axes.set(xlabel="trained values", ylabel=f"mean recall, {split} split, %")
     axes.margins(x=0.14)
-    axes.set_ylim(0, 1.15 * max(row.mean_recall or 0 for row, _ in known) or 1)
-    _scale_ticks(axes, [max(row.trained, 1) for row, _ in known])
-    _write_labels(axes, [(max(row.trained, 1), row.mean_recall or 0.0, name) for row, name in known])
-    if any(row.differs for row, _ in known):
+    axes.set_ylim(0, 1.15 * max(row.mean_recall or 0 for row, _ in every) or 1)
+    if known:
+        _scale_ticks(axes, [row.trained for row, _ in known])
+    _write_labels(axes, [(row.trained, row.mean_recall or 0.0, name) for row, name in known], lines)
+    if any(row.differs for row, _ in every):
         axes.set_title("hollow: differs from the first run, does not compare", fontsize=9)
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """Return a name for each run: its policy, with its folder where several have the same."""
+    """Return a name for each: a run's policy, with its folder where several have the same; a model's own."""
     policies = [row.policy for row in rows]
+    folders = [Path(row.run).absolute().name for row in rows]
     return [
-        row.policy if policies.count(row.policy) == 1 else f"{row.policy} ({Path(row.run).absolute().name})"
-        for row in rows
+        (row.policy if policies.count(row.policy) == 1 else f"{row.policy} ({folder})")
+        if row.trained
+        else f"{folder}, {row.policy}{MARK if row.differs else ''}"
+        for row, folder in zip(rows, folders, strict=True)
     ]
+
+
+def _line(axes: Any, colours: Colours, row: Row, name: str) -> Any:
+    """Draw a model that nothing was trained of as a line across, with its name on it."""
+    axes.axhline(row.mean_recall, linestyle="--", linewidth=1.5, color=colours.series[1])
+    at = (0.01, row.mean_recall)
+    return axes.annotate(name, at, (0, 3), xycoords=axes.get_yaxis_transform(), textcoords="offset points", fontsize=9)
 
 
 def _scale_ticks(axes: Any, counts: Sequence[int]) -> None:
@@ -160,21 +172,21 @@ def _scale_ticks(axes: Any, counts: Sequence[int]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _write_labels(axes: Any, points: Sequence[tuple[int, float, str]]) -> None:
-    """Write each name beside its point, where it meets no other name and no point."""
+def _write_labels(axes: Any, points: Sequence[tuple[int, float, str]], others: Sequence[Any]) -> None:
+    """Write each name beside its point, where it meets no other name, no point and none of the other texts."""
     figure = axes.figure
     figure.draw_without_rendering()  # now it is known where everything stands
     renderer = figure.canvas.get_renderer()
     spots = [axes.transData.transform((x, y)) for x, y, _ in points]
-    taken: list[Any] = []
+    taken = [text.get_window_extent(renderer).padded(2) for text in others]
     for (x, y, name), spot in zip(points, spots, strict=True):
         text = axes.annotate(name, (x, y), PLACES[0][:2], fontsize=9, textcoords="offset points")
         text.set_in_layout(False)  # or it would move the axes, and with them all points
-        others = [other for other in spots if math.dist(other, spot) > 1]
+        rest = [other for other in spots if math.dist(other, spot) > 1]
         for dx, dy, across in PLACES:
             text.set(position=(dx, dy), horizontalalignment=across, verticalalignment="center")
             extent = text.get_window_extent(renderer).padded(2)
-            free = not any(extent.overlaps(box) for box in taken) and not any(extent.contains(*spot) for spot in others)
+            free = not any(extent.overlaps(box) for box in taken) and not any(extent.contains(*point) for point in rest)
             if free and figure.bbox.x0 <= extent.x0 and extent.x1 <= figure.bbox.x1:
                 break
         taken.append(extent)

@@ -48,14 +48,12 @@ class Past:
     @property
     def policy(self) -> str:
         """What was trained: one policy, or that of the vision and that of the text tower."""
-        model = self.contract["model"]
-        vision, text = (model[f"{side}_policy"] or model["policy"] for side in ("vision", "text"))
-        return vision if vision == text else f"{vision} / {text}"
+        return checkpoint.settings_of(self.contract).policy_name
 
     @property
     def adapter_bytes(self) -> int:
         """The size of the trained tensors as a file."""
-        return (self.folder / checkpoint.ADAPTER).stat().st_size
+        return checkpoint.adapter_bytes(self.folder)
 
     def split(self, part: str) -> str | None:
         """Return what the run calls its "test" or "val" split, None where it has none."""

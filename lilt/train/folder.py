@@ -43,8 +43,7 @@ def new_folder(config: TrainConfig) -> str:
     """Make a folder of runs/ that was not there yet, named after the policy; return its name."""
     if config.resume:
         raise ValueError("--resume needs to know which run; name its folder with --output, or use its config.yaml")
-    vision, text = config.vision_policy or config.policy, config.text_policy or config.policy
-    words = re.sub(r"[^a-z0-9]+", "_", vision if vision == text else f"{vision}-{text}")[:80].strip("_")
+    words = re.sub(r"[^a-z0-9]+", "_", config.policy_name)[:80].strip("_")
     return _by_main_rank(partial(_claim, f"runs/{words}"))
 
 

@@ -121,7 +121,14 @@ def test_the_command_takes_a_model_for_a_run(clip: str, samples: list[Sample], d
     assert main([*words, "--json"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
-    assert json.loads(printed) == expected
+    found = json.loads(printed)
+    of = found.pop("of")
+    assert found == expected
+    total = sum(parameter.numel() for parameter in lilt.load(clip).core.parameters())
+    assert of == {
+        "model": clip, "policy": None, "trained": 0, "total": total, "adapter_bytes": 0, "data": str(data),
+        "split": "test",
+    }  # fmt: skip
     assert main(words) == 0
     table = " ".join(capsys.readouterr().out.split())
     assert f"{expected['mean_recall']:.2f}" in table

@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from lilt.train import read_metrics
 from tests.report.conftest import Train
 from tests.report.test_page import check_closed, contract
 from tests.report.test_runs import edited, refused
+from tests.towers.joint_models import SAVE
 
 
 def rows(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> list[dict[str, Any]]:
@@ -125,6 +128,59 @@ def test_a_run_that_was_stopped_has_no_numbers_yet(run: Path, copied: Path, caps
     assert "has not come to its end" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.fixture(scope="module")
+def clip(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `lilt evaluate CLIP --json` prints about the test split of the runs."""
+    folder = tmp_path_factory.mktemp("baseline")
+    words = ["evaluate", SAVE["hf"]("clip", folder), f"--data={manifest}", "--workers=0", "--json"]
+    with redirect_stdout(StringIO()) as printed:
+        assert main(words) == 0
+    file = folder / "clip.json"
+    file.write_text(printed.getvalue(), encoding="utf-8")
+    return file
+
+
+def test_a_model_as_it_is_stands_beside_runs(run: Path, other: Path, clip: Path, tmp_path: Path, capsys: Any) -> None:
+    said = json.loads(clip.read_text(encoding="utf-8"))
+    page = tmp_path / "all.html"
+    first, *_ = found = rows(capsys, run, clip, other, f"--html={page}")
+    assert [row["policy"] for row in found] == ["as it is", "frozen", "lora(r=2)+layernorm"]
+    assert (first["run"], first["trained"], first["differs"]) == (said["of"]["model"], 0, [])
+    assert first["mean_recall"] == said["mean_recall"] and first["total"] > 0
+    assert first["text_to_image_r1"] == said["text_to_image"]["R@1"]
+    label = check_closed(page.read_text(encoding="utf-8")).one("svg").attributes["aria-label"]
+    assert f"{Path(first['run']).name}, as it is {first['mean_recall']:.2f}, frozen" in label
+    # what is of other images does not compare
+    said["num_images"], said["of"]["split"] = 5, "val"
+    less = tmp_path / "less.json"
+    less.write_text(json.dumps(said), encoding="utf-8")
+    assert {row["policy"]: row["differs"] for row in rows(capsys, run, less)} == {
+        "as it is": ["test split", "counted images"], "lora(r=2)+layernorm": [],
+    }  # fmt: skip
+    # a run that was evaluated is as good as its folder
+    assert main(["evaluate", str(run), "--workers=0", "--json"]) == 0
+    again = tmp_path / "again.json"
+    again.write_text(capsys.readouterr().out, encoding="utf-8")
+    folder, file = rows(capsys, run, again)
+    unknown = {"mean_recall_before": None, "seconds": None, "peak_bytes": None}
+    assert file.pop("differs") == folder.pop("differs") == []
+    assert file == pytest.approx(folder | unknown)
+
+
+def test_models_as_they_are_can_be_alone(clip: Path, tmp_path: Path, capsys: Any) -> None:
+    picture = tmp_path / "clip.png"
+    (row,) = rows(capsys, clip, f"--plot={picture}")
+    assert row["policy"] == "as it is" and picture.stat().st_size > 1000
+
+
+def test_a_file_that_is_no_result_is_refused(run: Path, tmp_path: Path, capsys: Any) -> None:
+    for number, text in enumerate(('{"mean_recall": 3}', "[1]", "no json")):
+        file = tmp_path / f"{number}.json"
+        file.write_text(text, encoding="utf-8")
+        said = refused(capsys, "compare", str(run), str(file))
+        assert "is not what `lilt evaluate MODEL --data MANIFEST --json` prints" in said
+
+
 def test_the_plot_is_drawn_and_not_drawn_over(run: Path, other: Path, tmp_path: Path, capsys: Any) -> None:
     runs = [str(run), str(other)]
     for name in ("all.png", "all.pdf", "all.svg"):
@@ -165,12 +221,14 @@ def test_names_do_not_stand_on_one_another() -> None:
         replace(ROW, run=f"runs/{n}", policy=f"lora(r={n})", trained=1000 + n, mean_recall=20 + n / 9) for n in range(9)
     ]
     many.append(replace(ROW, run="runs/far", policy="full", trained=10**8))
+    many.append(replace(ROW, run="hf:clip", policy="as it is", trained=0, mean_recall=20.3))
     figure = Figure(figsize=SIZE, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     draw(axes, PLAIN, many, "test")
     boxes = [text.get_window_extent(canvas.get_renderer()) for text in axes.texts]
-    assert [text.get_text() for text in axes.texts] == labels(many)
+    *named, line = labels(many)
+    assert [text.get_text() for text in axes.texts] == [line, *named]
     assert not any(one.overlaps(two) for one, two in combinations(boxes, 2))
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
@@ -181,6 +239,9 @@ def test_runs_of_one_policy_are_told_apart() -> None:
         for name, policy in (("x", "lora"), ("y", "lora"), ("z", "full"))
     ]
     assert labels(several) == ["lora (x)", "lora (y)", "full"]
+    models = [replace(ROW, run=name, policy="as it is", trained=0) for name in ("hf:openai/clip-b", "open_clip:B@web")]
+    models[1] = replace(models[1], differs=("test split",))
+    assert labels(models) == ["clip-b, as it is", "open_clip:B@web, as it is *"]
 
 
 @pytest.mark.parametrize(
