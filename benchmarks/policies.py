@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ def knowledge(folder: Path) -> dict[str, float]:
     return {name: values[f"classifier/top1/{name}"] for name in ("before", "after", "kept")}
 
 
+def folder_of(runs: Path, key: Sequence[Any]) -> Path:
+    """Return where a run lies."""
+    return runs / "".join(c if c.isalnum() else "_" for c in "-".join(map(str, key)))
+
+
 def train(folder: Path, options: list[str]) -> None:
     """Train one run in a process of its own, or go on with one that was stopped."""
     command = [sys.executable, "-m", "lilt", "train"]
@@ -93,7 +99,7 @@ def main() -> None:
         key = (policy, lr, images, seed, steps, given.batch_size, *more)
         if key in done():
             continue
-        folder = given.runs / "".join(c if c.isalnum() else "_" for c in "-".join(map(str, key)))
+        folder = folder_of(given.runs, key)
         pairs = PAIRS if images == "all" else int(images)
         options = ["--policy", policy, "--seed", seed, "--max_steps", str(steps), "--batch_size", given.batch_size]
         options += ["--eval_every", str(steps), *more]  # in passes: never before the end

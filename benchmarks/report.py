@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from distillation_report import distillation
+from distillation_report import distillation, teachers
 from policies_report import policies
 
 HERE = Path(__file__).parent
@@ -25,6 +25,14 @@ RSICD = """## RSICD: tuning policies compared
 flips and quarter turns, best epoch by validation mean recall. mR is the mean of R@1/5/10 both ways on the test split
 (1,093 images, 5 captions each, ties against the model; chance 0.3). Seconds (training and validation) and memory on
 {machine}, beside other work: compare them with care.
+
+"""
+CONSERVED = """## Gained, kept, lost
+
+`LILT_KIT=FOLDER python benchmarks/conservation.py --study FOLDER`: runs of the policy study, probed before and after.
+Top-1, percent. Scenes: RSICD's {classes} scene classes on its test split (k nearest neighbours and a linear probe of
+the vision tower, a linear probe of the text tower on captions; 1,000 items to learn from). ImageNet: the vision
+tower's own classifier on its features, 1,000 photographs, at {px} px as trained and at 224 px as pretrained.
 
 """
 SUPPORT = """## Which policy works on which tower
@@ -149,6 +157,26 @@ def rsicd(rows: list[dict[str, Any]]) -> str:
             )
         text += LITERATURE + "\n"
     return text
+
+
+def conservation(rows: list[dict[str, Any]]) -> str:
+    """Return the section on what towers gained and kept."""
+    if not rows:
+        return ""
+    names = ("knn", "probe", "text_probe", "classifier")
+
+    def cells(recall: str, values: dict[str, float], large: dict[str, float]) -> tuple[str, ...]:
+        return recall, *(f"{values[name]:.1f}" for name in names), f"{large['classifier']:.1f}"
+
+    first = rows[0]
+    lines = [("before", "", *cells("", first["before"], first["at_pretrained_px"]["before"]))]
+    for r in sorted(rows, key=lambda r: r["test"]["mean_recall"]):
+        share = f"{100 * r['trained'] / r['total']:.2f}"
+        recall = f"{r['test']['mean_recall']:.2f}"
+        lines.append((f"`{r['policy']}`", share, *cells(recall, r["after"], r["at_pretrained_px"]["after"])))
+    columns = "<policy|%|test mR|scenes, kNN|scenes, probe|captions, probe|ImageNet, {px} px|ImageNet, 224 px"
+    head = CONSERVED.format(classes=30, px=first["image_px"])
+    return head + table(columns.format(px=first["image_px"]), lines)
 
 
 def support(rows: list[dict[str, Any]]) -> str:
@@ -314,7 +342,9 @@ def kill(rows: list[dict[str, Any]]) -> str:
 SECTIONS = {
     "rsicd": rsicd,
     "policies": policies,
+    "conservation": conservation,
     "distillation": distillation,
+    "teachers": teachers,
     "support": support,
     "support_long": support_long,
     "lora_speed": lora_speed,
