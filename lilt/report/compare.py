@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +77,8 @@ def circumstances(past: Past, split: str) -> dict[str, Any]:
 
 def _place(data: str | None) -> str | None:
     """Return one name for a file, however it was called."""
-    return str(Path(data).resolve()) if data and Path(data).exists() else data
+    file = Path(os.path.expandvars(data)).expanduser() if data else None
+    return str(file.resolve()) if file is not None and file.exists() else data
 
 
 def _counts(result: dict[str, Any]) -> list[int]:

@@ -24,10 +24,13 @@ from lilt.report.style import STYLE
 HEADS = ("run", "policy", "trained", "%", "before", "mean R", "t→i R@1", "i→t R@1", "time", "memory", "adapter")
 MARK = " *"
 SIZE = (8.0, 5.0)
+NEAR = 14  # points: a name further away has a line to its point
+LEADER = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5}
+LONGEST = 32  # letters of a name in a picture
 # where a name may stand: offsets from its point in points, nearest first, and which of its ends is there
 PLACES = [
     (dx, dy, across)
-    for far in range(8)
+    for far in range(24)
     for dx, dy, across in (
         (0, 13 + 14 * far, "center"), (0, -13 - 14 * far, "center"), (9, 14 * far, "left"), (-9, 14 * far, "right"),
         (9, -14 * far, "left"), (-9, -14 * far, "right"),
@@ -138,7 +141,7 @@ def draw(axes: Any, colours: Colours, rows: Sequence[Row], split: str) -> None:
     axes.set_ylim(0, 1.15 * max(row.mean_recall or 0 for row, _ in every) or 1)
     if known:
         _scale_ticks(axes, [row.trained for row, _ in known])
-    _write_labels(axes, [(row.trained, row.mean_recall or 0.0, name) for row, name in known], lines)
+    _write_labels(axes, colours, [(row.trained, row.mean_recall or 0.0, name) for row, name in known], lines)
     if any(row.differs for row, _ in every):
         axes.set_title("hollow: differs from the first run, does not compare", fontsize=9)
 
@@ -155,11 +158,18 @@ def labels(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def shortened(name: str) -> str:
+    """Return a name as it fits into a picture; the table has the whole."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
 def _line(axes: Any, colours: Colours, row: Row, name: str) -> Any:
     """Draw a model that nothing was trained of as a line across, with its name on it."""
     axes.axhline(row.mean_recall, linestyle="--", linewidth=1.5, color=colours.series[1])
     at = (0.01, row.mean_recall)
-    return axes.annotate(name, at, (0, 3), xycoords=axes.get_yaxis_transform(), textcoords="offset points", fontsize=9)
+    return axes.annotate(
+        shortened(name), at, (0, 3), xycoords=axes.get_yaxis_transform(), textcoords="offset points", fontsize=9
+    )
 
 
 def _scale_ticks(axes: Any, counts: Sequence[int]) -> None:
@@ -172,7 +182,7 @@ def _scale_ticks(axes: Any, counts: Sequence[int]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _write_labels(axes: Any, points: Sequence[tuple[int, float, str]], others: Sequence[Any]) -> None:
+def _write_labels(axes: Any, colours: Colours, points: Sequence[tuple[int, float, str]], others: Sequence[Any]) -> None:
     """Write each name beside its point, where it meets no other name, no point and none of the other texts."""
     figure = axes.figure
     figure.draw_without_rendering()  # now it is known where everything stands
@@ -180,13 +190,21 @@ def _write_labels(axes: Any, points: Sequence[tuple[int, float, str]], others: S
     spots = [axes.transData.transform((x, y)) for x, y, _ in points]
     taken = [text.get_window_extent(renderer).padded(2) for text in others]
     for (x, y, name), spot in zip(points, spots, strict=True):
-        text = axes.annotate(name, (x, y), PLACES[0][:2], fontsize=9, textcoords="offset points")
+        text = axes.annotate(shortened(name), (x, y), PLACES[0][:2], fontsize=9, textcoords="offset points")
         text.set_in_layout(False)  # or it would move the axes, and with them all points
         rest = [other for other in spots if math.dist(other, spot) > 1]
         for dx, dy, across in PLACES:
             text.set(position=(dx, dy), horizontalalignment=across, verticalalignment="center")
             extent = text.get_window_extent(renderer).padded(2)
             free = not any(extent.overlaps(box) for box in taken) and not any(extent.contains(*point) for point in rest)
-            if free and figure.bbox.x0 <= extent.x0 and extent.x1 <= figure.bbox.x1:
+            if free and axes.bbox.contains(*extent.min) and axes.bbox.contains(*extent.max):
                 break
+        else:  # nothing is free: rather on another than far away
+            dx, dy, across = PLACES[0]
+            text.set(position=(dx, dy), horizontalalignment=across)
+            extent = text.get_window_extent(renderer)
         taken.append(extent)
+        if abs(dy) > NEAR:
+            end = (dx, dy - math.copysign(NEAR / 2, dy))
+            leader = LEADER | {"color": colours.ink}
+            axes.annotate("", (x, y), end, textcoords="offset points", arrowprops=leader).set_in_layout(False)
