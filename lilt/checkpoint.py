@@ -175,19 +175,26 @@ def _other(run: str, what: str, theirs: Any, ours: Any) -> ValueError:
 
 
 def _check_tower(side: str, saved: Mapping[str, Any], tower: Tower) -> None:
-    if saved["fingerprint"] != tower.fingerprint:
-        raise ValueError(
-            f"the {side} tower {tower.spec!r} has other base weights than the checkpoint was trained on "
-            f"(fingerprint {tower.fingerprint[:12]}, expected {saved['fingerprint'][:12]}); use the weights of "
-            f"{saved['spec']!r} as they were"
-        )
     found = _tower(tower)
+    if saved["spec"] != tower.spec:
+        _check_weights(side, saved, tower)
+    # of the same tower its options come first: a table of positions for other images has another fingerprint too
     for key in ("pool", "dim", "input"):
         if json.loads(json.dumps(found[key])) != saved[key]:
             raise ValueError(
                 f"the {side} tower {tower.spec!r} has {key} {found[key]}, the checkpoint {saved[key]}: "
                 "build the tower with the same options"
             )
+    _check_weights(side, saved, tower)
+
+
+def _check_weights(side: str, saved: Mapping[str, Any], tower: Tower) -> None:
+    if saved["fingerprint"] != tower.fingerprint:
+        raise ValueError(
+            f"the {side} tower {tower.spec!r} has other base weights than the checkpoint was trained on "
+            f"(fingerprint {tower.fingerprint[:12]}, expected {saved['fingerprint'][:12]}); use the weights of "
+            f"{saved['spec']!r} as they were"
+        )
 
 
 def holds_run(folder: str | Path) -> bool:

@@ -115,6 +115,12 @@ def test_another_input_is_refused(pair: dict[str, Any], tmp_path: Path) -> None:
         lilt.load(folder)
 
 
+def test_another_resolution_is_not_taken_for_other_weights(pair: dict[str, Any], tmp_path: Path) -> None:
+    folder = DualEncoder.build(**pair).save(tmp_path / "x")
+    with pytest.raises(ValueError, match=r"the vision tower .* has input .*'image_px': 64.*: build the tower with"):
+        lilt.load(folder, image_px=64)
+
+
 def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Replace the adapter and sign it, as somebody's own tool would."""
     save_file(tensors, folder / "adapter.safetensors")
