@@ -1,10 +1,10 @@
 """The second system in parts: what a teacher, a shared encoder, a policy and the batch do on RSICD.
 
-LILT_KIT=FOLDER python benchmarks/distillation.py [--studies teacher,shared,policy,batch,teacher_kind] [--seeds 0,1]
+LILT_KIT=FOLDER python benchmarks/distillation.py [--studies teacher,shared,policy,batch,heads] [--seeds 0,1]
 Each run is recipes/rsicd_liteitr.yaml with some settings changed, in its own process; a run that is in
 results/distillation.jsonl already is passed over. All runs see the same number of pairs, so that larger batches have
 fewer steps, and their rate grows with the square root of the batch. Measured at the end, compared on validation.
-teacher_kind is done by `teachers.py`. Options of `lilt train` are handed on. Needs hours on two cores.
+Options of `lilt train` are handed on. Needs hours on two cores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NONE = {"teacher": "null", "distill": "contrastive"}
 STUDIES: dict[str, dict[str, dict[str, str]]] = {
     "teacher": {
         "none": NONE,
-        "contrastive": {"distill": "contrastive(temperature=0.07)"},
+        "contrastive": {"distill": "contrastive(temperature=0.07,bank=0)"},
         "contrastive, bank of 4096": {},
         "mse": {"distill": "mse"},
         "cosine": {"distill": "cosine"},
@@ -77,6 +77,7 @@ def main() -> None:
     """Run what is missing and record it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", default=",".join(STUDIES))
+    parser.add_argument("--only", default="", help="do what has this in its name")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--runs", type=Path, default=Path("runs/distillation"))
     given, more = parser.parse_known_args()
@@ -86,12 +87,12 @@ def main() -> None:
             for name, settings in STUDIES[study].items():
                 options = options_of(settings, seed)
                 key = (*options, *more)
-                if key in done():
+                if key in done() or given.only not in name:
                     continue
                 folder = given.runs / "".join(c if c.isalnum() else "_" for c in f"{study}-{name}-{seed}")
                 command = [sys.executable, "-m", "lilt", "train", "--config", str(RECIPE), "--overwrite", "true"]
                 subprocess.run([*command, "--output", str(folder), *options, *more], check=True)
-                row: dict[str, Any] = {"key": key, "study": study, "name": name, "seed": int(seed)} | collect(folder)
+                row: dict[str, Any] = {"key": key, "options": options, "study": study, "name": name} | collect(folder)
                 with RESULTS.open("a") as stream:
                     stream.write(json.dumps(row) + "\n")
                 print(f"{study}: {name}, seed {seed}: validation {row['val_mean_recall']:.2f}")

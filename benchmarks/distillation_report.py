@@ -89,7 +89,7 @@ def draw(studies: dict[str, dict[str, float]]) -> None:
 
 def _find(rows: list[Row], settings: dict[str, str], seed: int) -> Row | None:
     wanted = options_of(settings, str(seed))
-    return next((row for row in rows if row["key"][: len(wanted)] == wanted), None)
+    return next((row for row in rows if row["options"] == wanted), None)
 
 
 def teachers(rows: list[Row]) -> str:

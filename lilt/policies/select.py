@@ -87,7 +87,7 @@ class Attention(Policy):
     """Train the attention weights and biases."""
 
     blocks: Blocks = ALL
-    lr: ClassVar[float] = 1e-4
+    lr: ClassVar[float] = 3e-4  # chosen on validation, benchmarks/RESULTS.md
 
     def plan(self, tower: Tower) -> Plan:
         return self.open(tower, leaves_of(tower, "attention", self.blocks), "attention")
@@ -99,7 +99,7 @@ class Mlp(Policy):
     """Train the weights and biases of the MLPs."""
 
     blocks: Blocks = ALL
-    lr: ClassVar[float] = 1e-4
+    lr: ClassVar[float] = 3e-4  # as for attention and the last blocks
 
     def plan(self, tower: Tower) -> Plan:
         return self.open(tower, leaves_of(tower, "mlp", self.blocks), "mlp")
@@ -111,7 +111,7 @@ class WholeBlocks(Policy):
     """Train every parameter of the chosen blocks."""
 
     blocks: Blocks = LAST_TWO
-    lr: ClassVar[float] = 1e-4
+    lr: ClassVar[float] = 3e-4  # as for attention and the last blocks
 
     def plan(self, tower: Tower) -> Plan:
         chosen = self.blocks.of(len(tower.anatomy.blocks))
@@ -124,7 +124,7 @@ class First(Policy):
     """Train the first n blocks and everything before them."""
 
     n: int = 2
-    lr: ClassVar[float] = 1e-4
+    lr: ClassVar[float] = 3e-4  # as for attention and the last blocks
     size: ClassVar[str | None] = "n"
 
     def plan(self, tower: Tower) -> Plan:
@@ -141,7 +141,7 @@ class Last(Policy):
     """Train the last n blocks and everything after them."""
 
     n: int = 2
-    lr: ClassVar[float] = 1e-4
+    lr: ClassVar[float] = 3e-4  # chosen on validation, benchmarks/RESULTS.md
     size: ClassVar[str | None] = "n"
 
     def plan(self, tower: Tower) -> Plan:
