@@ -30,8 +30,9 @@ NO_COLUMNS = Columns()
 class Retrieval(OnData):
     """Find each caption's image and each image's captions: recalls both ways, on the manifest of the run by default.
 
-    score: cosine of the two vectors, or late, token by token (`lilt.evaluate.late`); that takes a float64 product of
-    all tokens of the images with all of the captions, best done on an accelerator.
+    score: cosine of the two vectors, or late, token by token (`lilt.evaluate.late`), of a run or an off-the-shelf model
+    whose sides pool by one token or the mean, as CLIP's do and SigLIP's do not; that takes a float64 product of all
+    tokens of the images with all of the captions, best done on an accelerator.
     columns: `caption_en|caption_de`, recalls for each column of captions by itself, such as one a language; each image
     is encoded once for all, and those without a caption in a column are left out of it and counted. XTD10 as it is
     published is read with data=FOLDER/test_image_names.txt, columns=en|de (`lilt.evaluate.columns`).

@@ -30,7 +30,8 @@ def embed_tokens(
     """Embed the tokens of a split: each image and each distinct caption once, on all ranks.
 
     They are kept in fp32 on the CPU, 4 T D bytes: 1.0 GB for 5,000 images of 197 tokens at D = 256, 0.4 GB for 25,000
-    captions of 15. Raises ValueError for a model whose heads cannot take a token, with the reason.
+    captions of 15. Raises ValueError for a model whose heads, or an off-the-shelf model whose own way into the joint
+    space, cannot take a token, with the reason (`lilt.towers.space` runs it to know).
     """
     contract = model.vision.contract
     assert isinstance(contract, ImageContract)
@@ -52,7 +53,7 @@ def embed_tokens(
 
 
 def token_space(model: TwoTower, tower: Tower) -> Space:
-    """Return what the heads behind a tower take its tokens for."""
+    """Return what the heads behind a tower take its tokens for; of an off-the-shelf model these are its own."""
     if model.projection.reads_tokens:
         return Space("mean")
     if model.shared.reads_tokens:
@@ -63,8 +64,9 @@ def token_space(model: TwoTower, tower: Tower) -> Space:
 def token_vectors(model: TwoTower, tower: Tower, space: Space, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Return unit vectors (B, L, D) of all tokens, and which of them count (B, L).
 
-    A token goes where pooled features go: through the tower's final norm, the shared encoder and the projection. Of the
-    tokens that lead without content, the class token counts where the model pools by it, registers never do.
+    A token goes where pooled features go: through the tower's final norm, the shared encoder and the projection, or
+    what an off-the-shelf model has in their place. Of the tokens that lead without content, the class token counts
+    where the model pools by it, registers never do.
     """
     encoded = tower.encode(inputs, tokens=True)
     assert encoded.tokens is not None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lilt.registry import Registry, nearest
 from lilt.towers.base import Inputs, Tokens, Tower, vision_towers
+from lilt.towers.seam import Seam, find_seam, first_tensor
 from lilt.towers.spec import TowerSpec
+from lilt.towers.vision import prefix_tokens
 
 
 class Baseline(NamedTuple):
@@ -23,14 +26,59 @@ class Baseline(NamedTuple):
     bias: float | None
 
 
+class Said(NamedTuple):
+    """What one side of a model gave: joint vectors (B, D), and what its seam gave, where it has one."""
+
+    joint: Tensor
+    tokens: Tensor | None
+
+
 class JointSide(Tower):
-    """One side of a model with two: it gives joint vectors (B, D), its own projection included."""
+    """One side of a model with two: it gives joint vectors (B, D), its own projection included.
 
-    def read(self, raw: Tensor, inputs: Inputs) -> Tokens:
-        return Tokens(raw)
+    Its tokens are those in front of the projection. `lilt.towers.space` says whether that takes a single one of them.
+    """
 
-    def own(self, raw: Tensor, inputs: Inputs) -> Tensor:
-        return raw
+    seam: Seam | None = None
+    prefix = 0
+
+    def joint(self, inputs: Inputs) -> Tensor:
+        """Return joint vectors (B, D), not normalised, as the library gives them."""
+        raise NotImplementedError
+
+    def run(self, inputs: Inputs) -> Said:
+        if self.seam is None:
+            return Said(self.joint(inputs), None)
+        kept: list[Tensor | None] = []
+        seam: nn.Module = self.body.get_submodule(self.seam.at)
+        handle = seam.register_forward_hook(lambda _module, _args, output: kept.append(first_tensor(output)))
+        try:
+            joint = self.joint(inputs)
+            return Said(joint, kept[-1])
+        finally:
+            handle.remove()
+
+    def read(self, raw: Said, inputs: Inputs) -> Tokens:
+        features = raw.tokens
+        if features is None or self.seam is None:
+            return Tokens(raw.joint)
+        if features.ndim == 4:
+            channels_first = features.shape[1] == self.seam.width
+            return Tokens(features.flatten(2).transpose(1, 2) if channels_first else features.flatten(1, 2))
+        if isinstance(inputs, Tensor) or "attention_mask" not in inputs:
+            return Tokens(features, prefix=self.prefix)
+        # CoCa's class token stands behind the text
+        mask = inputs["attention_mask"].bool()
+        return Tokens(features, F.pad(mask, (0, features.shape[1] - mask.shape[1]), value=True))
+
+    def own(self, raw: Said, inputs: Inputs) -> Tensor:
+        return raw.joint
+
+    def finish(self, layers: int | None = None, roles: Mapping[str, str] | None = None) -> Tower:
+        super().finish(layers, roles)
+        self.seam = find_seam(self.body, lambda: self.joint(self.example()))
+        self.prefix = prefix_tokens(self.body) if self.side == "vision" else 0
+        return self
 
 
 baselines: Registry[Callable[[TowerSpec], Baseline]] = Registry("baseline source")

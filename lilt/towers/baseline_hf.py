@@ -27,7 +27,7 @@ BESIDE = 3  # columns that go along with patches of the image's own shape: real 
 class HfSide(JointSide):
     """One side of a transformers model; of one that projects every token (FLAVA) the class token's vector."""
 
-    def run(self, inputs: Inputs) -> Tensor:
+    def joint(self, inputs: Inputs) -> Tensor:
         if isinstance(inputs, Tensor):
             said = self.body.get_image_features(**_unpacked(inputs))
         else:

@@ -20,7 +20,7 @@ from lilt.towers.tokenizer import fixed_tokenizer
 class OpenClipSide(JointSide):
     """One side of an open_clip model; CoCa's gives its tokens beside the joint vectors."""
 
-    def run(self, inputs: Inputs) -> Tensor:
+    def joint(self, inputs: Inputs) -> Tensor:
         said = self.body(inputs if isinstance(inputs, Tensor) else inputs["input_ids"])
         return said[0] if isinstance(said, tuple) else said
 

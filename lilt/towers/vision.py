@@ -45,9 +45,7 @@ class HfVision(Tower):
         hidden = raw.last_hidden_state
         if hidden.ndim == 4:
             return Tokens(hidden.flatten(2).transpose(1, 2))
-        registers = getattr(self.body.config, "num_register_tokens", 0) or 0
-        has_cls = any(name.endswith(("cls_token", "class_embedding")) for name, _ in self.body.named_parameters())
-        return Tokens(hidden, prefix=int(has_cls) + (registers if has_cls else 0))
+        return Tokens(hidden, prefix=prefix_tokens(self.body))
 
     def own(self, raw: Any, inputs: Inputs) -> Tensor:
         pooled = getattr(raw, "pooler_output", None)
@@ -55,6 +53,17 @@ class HfVision(Tower):
             return pooled.flatten(1)
         tokens = self.read(raw, inputs)
         return tokens.features[:, 0] if tokens.prefix else tokens.features.mean(1)
+
+
+def prefix_tokens(body: nn.Module) -> int:
+    """Return how many tokens of a vision model lead without content, by what it is made of: class token, registers."""
+    told: list[Any] = [module.num_prefix_tokens for module in body.modules() if hasattr(module, "num_prefix_tokens")]
+    if told:  # timm's, which may be a part of it
+        return int(told[0])
+    if not any(name.endswith(("cls_token", "class_embedding")) for name, _ in body.named_parameters()):
+        return 0
+    configs = (getattr(module, "config", None) for module in body.modules())
+    return 1 + max(getattr(config, "num_register_tokens", 0) or 0 for config in configs)
 
 
 class OpenClipVision(Tower):

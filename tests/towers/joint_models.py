@@ -145,9 +145,9 @@ def learn_statistics(model: Any) -> None:
     model.eval()
 
 
-def save_hf(name: str, folder: Path) -> str:
+def save_hf(name: str, folder: Path, family: Family | None = None) -> str:
     """Save a model of a family with its tokenizer and image processor; return its spec."""
-    family = HF[name]
+    family = family or HF[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = shaken(hf.AutoModel.from_config(family.config()))
@@ -212,9 +212,9 @@ PREPARED = {
 }
 
 
-def save_open_clip(name: str, folder: Path) -> str:
+def save_open_clip(name: str, folder: Path, config: dict[str, Any] | None = None) -> str:
     """Save a model of a family as open_clip publishes it; return its spec."""
-    told = {"model_cfg": OPEN_CLIP[name], "preprocess_cfg": PREPARED[name]}
+    told = {"model_cfg": config or OPEN_CLIP[name], "preprocess_cfg": PREPARED.get(name, {})}
     (folder / "open_clip_config.json").write_text(json.dumps(told))
     if name == "siglip":
         # SigLIP's end of text is its padding too
@@ -234,6 +234,6 @@ def open_clip_embeddings(name: str, folder: Path, images: list[Image.Image], tex
     return model.encode_image(pixels, normalize=True), model.encode_text(ids, normalize=True)
 
 
-SAVE = {"hf": save_hf, "open_clip": save_open_clip}
+SAVE: dict[str, Callable[[str, Path], str]] = {"hf": save_hf, "open_clip": save_open_clip}
 EMBED = {"hf": hf_embeddings, "open_clip": open_clip_embeddings}
 ALL = [("hf", name) for name in HF] + [("open_clip", name) for name in OPEN_CLIP]
