@@ -14,13 +14,13 @@ from lilt.data.images import Fault, read_image
 from lilt.data.manifest import Sample
 from lilt.data.order import Key, Order, draw_seed
 from lilt.data.transforms import Transform
-from lilt.towers.base import Tokenizer
+from lilt.towers.base import Text, Tokenizer
 
 
 class TokenTable:
     """The encodings of many captions, made once, in flat int32 tensors that worker processes share."""
 
-    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int | None = None):
+    def __init__(self, texts: Sequence[Text], tokenizer: Tokenizer, max_tokens: int | None = None):
         encodings, self.cut = tokenizer.encode(texts, max_tokens) if texts else ([], 0)
         lengths = torch.tensor([0] + [len(e["input_ids"]) for e in encodings])
         self.offsets = lengths.cumsum(0)

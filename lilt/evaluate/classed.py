@@ -12,7 +12,7 @@ from lilt.evaluate.chosen import Learned, held_split, learn_from
 from lilt.evaluate.labelled import Label, Pattern
 from lilt.evaluate.lines import read_lines, split_names
 from lilt.evaluate.parts import Part, check_apart, draw_apart, some_of
-from lilt.evaluate.sentences import Read, labels_of, read_sentences
+from lilt.evaluate.sentences import Read, Sentence, labels_of, read_sentences
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Values
 from lilt.evaluate.texts import OnTexts, Texts
@@ -46,10 +46,14 @@ class Classed(NamedTuple):
 
 @dataclass(frozen=True)
 class OnClasses(OnTexts):
-    """A task that learns the classes of texts; the class is in a column, or in the name of the image of a caption."""
+    """A task that learns the classes of texts; the class is in a column, or in the name of the image of a caption.
+
+    joint: the two texts of a pair go through the tower as one sequence, with what the tokenizer puts between them.
+    """
 
     label: str | None = None
     label_from: Pattern | None = None
+    joint: bool = False
     max_texts: int | None = None  # of each part, drawn at random, always the same
     train: str = "train"
     test: str | None = None
@@ -83,7 +87,18 @@ class OnClasses(OnTexts):
 
     def _part(self, read: Read, number: Mapping[Label, int]) -> Part:
         some = [read.sentences[i] for i in some_of(len(read.sentences), self.max_texts)]
-        return Part([one.texts for one in some], torch.tensor([number[one.said] for one in some], dtype=torch.long))
+        items = [joined(one, self.name) if self.joint else one.texts for one in some]
+        return Part(items, torch.tensor([number[one.said] for one in some], dtype=torch.long))
+
+
+def joined(one: Sentence, task: str) -> Texts:
+    """Return the two texts of a pair as one that the tokenizer joins."""
+    if len(one.texts) != 2:
+        raise ValueError(
+            f"{task}: joint=true, and {one.where} has a single text; expected two a line, such as sentence1 and "
+            "sentence2; name their columns with text=… and pair=…, or leave joint out"
+        )
+    return ((one.texts[0], one.texts[1]),)
 
 
 def number_classes(read: Sequence[Read]) -> dict[Label, int]:

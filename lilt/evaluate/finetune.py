@@ -46,7 +46,8 @@ class Finetune(Chosen, OnClasses):
     side: vision (a folder or manifest as for probe) or text (data as for text_probe). The tower starts as it is in the
     run; a copy is trained, by any policy with its own learning rates or lr. The epoch with the best top-1 on the
     validation split is tested, the earlier of equals. Every process trains the same by itself.
-    Source: Devlin et al. 2019, arXiv 1810.04805, section 4.1; of a pair each text goes through the tower by itself.
+    Source: Devlin et al. 2019, arXiv 1810.04805, section 4.1; there a pair is one sequence, as with joint=true; without
+    it each text goes through the tower by itself.
     """
 
     policy: str = "layernorm"

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from lilt import distributed
 from lilt.data import TokenTable, eval_transform, make_loader, read_image
 from lilt.data.transforms import Transform
-from lilt.towers import ImageContract, Tokenizer
+from lilt.towers import ImageContract, Text, Tokenizer
 
 Advance = Callable[[int], None]
 Fault = tuple[str, str]  # path, reason
@@ -85,7 +85,7 @@ def image_rows(
 
 def text_rows(
     tokenizer: Tokenizer,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     compute: TextRows,
     device: torch.device,
     *,

@@ -18,8 +18,8 @@ class TextProbe(OnClasses):
     """Fit a logistic regression on the pooled features of texts, or of pairs of them, and test it.
 
     data: a folder with SPLIT.tsv, a file with a split column, a manifest of captions, or `hf:…`; GLUE's files are read
-    as they are, with test=dev (their test labels are kept back). Of a pair the features are [u, v, |u - v|, u v]. The
-    penalty is chosen as in probe. f1 is that of the second of two classes.
+    as they are, with test=dev (their test labels are kept back). Of a pair the features are [u, v, |u - v|, u v], or
+    with joint=true those of one sequence. The penalty is chosen as in probe. f1 is that of the second of two classes.
     Source: Conneau & Kiela 2018, arXiv 1803.05449 (SentEval); Wang et al. 2018, arXiv 1804.07461 (GLUE).
     """
 

@@ -14,16 +14,16 @@ from lilt.data import is_table
 from lilt.evaluate.rows import at_rest, text_rows
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import OnData
-from lilt.towers import ImageContract, Tower, expand
+from lilt.towers import ImageContract, Text, Tower, expand
 
-Texts = tuple[str, ...]  # one, or the two of a pair
+Texts = tuple[Text, ...]  # one, or the two of a pair, or two that are read as one
 
 
 class Pooled(NamedTuple):
     """The pooled features (N, W) of texts, the number of each, and how many were cut."""
 
     rows: Tensor
-    number: dict[str, int]
+    number: dict[Text, int]
     cut: int
 
     def of(self, items: Iterable[Texts]) -> Tensor:

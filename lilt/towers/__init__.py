@@ -10,7 +10,7 @@ from torch import nn
 from lilt import demo
 from lilt.registry import Registry, nearest
 from lilt.towers import baseline_hf, baseline_open_clip  # noqa: F401 (they register)
-from lilt.towers.base import ImageContract, Inputs, Tokenizer, Tokens, Tower, text_towers, vision_towers
+from lilt.towers.base import ImageContract, Inputs, Text, Tokenizer, Tokens, Tower, text_towers, vision_towers
 from lilt.towers.baseline import Baseline, load_baseline, names_model
 from lilt.towers.classifier import Classifier, classifiers
 from lilt.towers.meta import on_meta
@@ -89,7 +89,7 @@ def _read_spec(what: str, side: str, image_px: int | None, roles: Mapping[str, s
 
 
 __all__ = [
-    "Baseline", "Classifier", "ImageContract", "Inputs", "Tokenizer", "Tokens", "Tower", "TowerSpec",
+    "Baseline", "Classifier", "ImageContract", "Inputs", "Text", "Tokenizer", "Tokens", "Tower", "TowerSpec",
     "build_classifier", "build_tower", "classifiers", "expand", "load_baseline", "meta_tower", "names_model",
     "text_towers", "vision_towers",
 ]  # fmt: skip

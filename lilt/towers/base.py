@@ -30,13 +30,16 @@ class ImageContract:
     transform: Callable[[Image.Image], Tensor] | None = None  # a user's own preprocess; replaces all of the above
 
 
+Text = str | tuple[str, str]  # of two, what separates them is the tokenizer's: [CLS] one [SEP] other [SEP], say
+
+
 class Tokenizer(Protocol):
     """How a text tower wants its captions."""
 
     context_tokens: int
 
-    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[dict[str, list[int]]], int]:
-        """Return one encoding per text, special tokens included, and how many texts were cut."""
+    def encode(self, texts: Sequence[Text], max_tokens: int | None = None) -> tuple[list[dict[str, list[int]]], int]:
+        """Return one encoding per text or pair of texts, special tokens included, and how many texts were cut."""
         ...
 
     def pad(self, encodings: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lilt.towers.base import Text
+
 Encoding = dict[str, list[int]]
 
 
@@ -22,14 +24,17 @@ class HfTokenizer:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token  # decoders come without one; the mask hides it
 
-    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[Encoding], int]:
-        """Return one encoding per text and how many were cut at max_tokens (default: the context length)."""
+    def encode(self, texts: Sequence[Text], max_tokens: int | None = None) -> tuple[list[Encoding], int]:
+        """Return one encoding per text or pair and how many were cut at max_tokens (default: the context length).
+
+        Of a pair the longer text is cut first.
+        """
         limit = min(max_tokens or self.context_tokens, self.context_tokens)
-        batch = self.tokenizer(list(texts), truncation=True, max_length=limit)
+        batch = self.tokenizer(*_columns(texts), truncation=True, max_length=limit)
         full = [i for i, ids in enumerate(batch["input_ids"]) if len(ids) >= limit]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "longer than the maximum" is what is being counted
-            longer = self.tokenizer([texts[i] for i in full], verbose=False)["input_ids"] if full else []
+            longer = self.tokenizer(*_columns([texts[i] for i in full]), verbose=False)["input_ids"] if full else []
         cut = sum(len(ids) > limit for ids in longer)
         return [{key: batch[key][i] for key in batch} for i in range(len(texts))], cut
 
@@ -52,6 +57,12 @@ class HfTokenizer:
         }
 
 
+def _columns(texts: Sequence[Text]) -> list[list[str]]:
+    """Return the texts, or the first and the second ones of pairs."""
+    pairs = [text for text in texts if isinstance(text, tuple)]
+    return [list(column) for column in zip(*pairs, strict=True)] if pairs else [list(texts)]  # type: ignore[arg-type]
+
+
 class FixedTokenizer:
     """A callable `texts -> ids (N, L)` of fixed length, as in open_clip; pad_id marks what is not text.
 
@@ -70,15 +81,24 @@ class FixedTokenizer:
         self.pad_id = pad_id
         self.roomier = roomier
 
-    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[Encoding], int]:
-        """Return one encoding per text and how many were cut; without roomier, a full context counts as cut."""
-        rows = self.call(list(texts)).tolist()
+    def encode(self, texts: Sequence[Text], max_tokens: int | None = None) -> tuple[list[Encoding], int]:
+        """Return one encoding per text and how many were cut; without roomier, a full context counts as cut.
+
+        Raises ValueError for pairs, which such a tokenizer cannot join.
+        """
+        single = [text for text in texts if isinstance(text, str)]
+        if len(single) < len(texts):
+            raise ValueError(
+                f"the tokenizer {type(self.call).__name__} was given two texts to join, and takes one; expected a "
+                "transformers tokenizer, which has a token between the two; let each go through the tower by itself"
+            )
+        rows = self.call(single).tolist()
         limit = min(max_tokens or self.context_tokens, self.context_tokens)
         lengths = self._lengths(rows)
         cut = (
             sum(length > limit for length in lengths)
             if limit < self.context_tokens
-            else self._cut(texts, rows, lengths)
+            else self._cut(single, rows, lengths)
         )
         keep_end = max(lengths, default=0) > limit and self._has_end()
         out = []

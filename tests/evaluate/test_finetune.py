@@ -22,7 +22,7 @@ from lilt.evaluate.tuning import Recipe, Tuned, free_copy, own_stream, tune
 from lilt.towers import build_tower
 from tests.conftest import word_tokenizer
 from tests.evaluate.conftest import BY_NAME, manifest
-from tests.evaluate.test_text_probe import folder, sentences
+from tests.evaluate.test_text_probe import folder, pairs, sentences
 from tests.test_merge import shaken
 
 POLICIES = [
@@ -92,6 +92,19 @@ def test_colours_are_learned_and_the_numbers_add_up(tuned: DualEncoder, setting:
     trained = sum(p.numel() for p in tuned.core.vision.parameters())
     assert found["num_trained"] == trained
     assert {"top1", "top5", "mean_per_class", "matthews", "num_unreadable"} <= found.keys()
+
+
+def test_a_pair_read_as_one_sequence_is_learned(tuned: DualEncoder, tmp_path: Path) -> None:
+    data = pairs(tmp_path / "pairs", train=24, val=8, test=12)
+    spec = f"finetune(side=text,data={data},epochs=2,batch_size=8,policy=full,lr=1e-3"
+    apart, joint = (dict(parse_task(f"{spec},joint={said})")(tuned, Setting())) for said in ("false", "true"))
+    assert apart["num_test"] == joint["num_test"] == 12
+    assert apart["num_cut_texts"] == joint["num_cut_texts"] == 0
+    classed = parse_task(f"{spec},joint=true)").classed(Subject(tuned, Setting()))  # type: ignore[attr-defined]
+    examples = Encoded(classed.learned.train, tuned.core.text.contract, None)  # type: ignore[arg-type]
+    (one,), _ = examples[0, 3]
+    ((first, second),) = classed.learned.train.items[3]
+    assert one == dict(tuned.core.text.contract.tokenizer(first, second))  # type: ignore[union-attr]
 
 
 def test_the_same_seed_ends_in_the_same_bits(tuned: DualEncoder, setting: Setting, texts: str) -> None:

@@ -22,6 +22,7 @@ from lilt.evaluate.classed import Classed
 from lilt.evaluate.lines import read_lines
 from lilt.evaluate.sentences import labels_of, read_sentences
 from lilt.evaluate.text_probe import TextProbe
+from lilt.towers.tokenizer import FixedTokenizer
 from tests.conftest import COLOURS, WORDS
 from tests.evaluate.conftest import manifest
 
@@ -117,6 +118,58 @@ def test_a_pair_is_both_and_what_is_between(tuned: DualEncoder, tmp_path: Path) 
     assert built[0].shape[1] == 128
     assert found["top1"] == pytest.approx(100 * float((named == test.labels.numpy()).mean()))
     assert (found["num_test"], found["num_classes"]) == (20, 2)
+
+
+def pairs(path: Path, **splits: int) -> str:
+    """Pairs of texts: whether both have the same colour is their class, half of each."""
+    path.mkdir()
+    for seed, (split, rows) in enumerate(splits.items()):
+        generator = torch.Generator().manual_seed(seed)
+        lines = ["sentence1\tsentence2\tlabel"]
+        for row in range(rows):
+            one, two = (list(COLOURS)[int(i)] for i in torch.randperm(len(COLOURS), generator=generator)[:2])
+            drawn = torch.randint(len(WORDS), (4,), generator=generator)
+            words = " ".join(WORDS[int(i)] for i in drawn)
+            lines.append(f"a {one} boat\tthe {one if row % 2 else two} {words}\t{row % 2}")
+        (path / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_a_pair_can_be_one_sequence(tuned: DualEncoder, tmp_path: Path) -> None:
+    """The features are those of what the library's tokenizer makes of two texts."""
+    data = pairs(tmp_path / "pairs", train=30, val=12, test=20)
+    task, setting = parse_task(f"text_probe(data={data},joint=true,max_tokens=10)"), Setting(batch_size=3)
+    found = dict(task(tuned, setting))
+    contract: Any = tuned.core.text.contract
+    built = []
+    for part in parts(task, setting, tuned).parts:
+        rows = []
+        for ((one, two),) in part.items:
+            tokens = contract.tokenizer(one, two, truncation=True, max_length=10, return_tensors="pt")
+            assert int((tokens["input_ids"] == contract.tokenizer.sep_token_id).sum()) == 2
+            with torch.no_grad():
+                rows.append(tuned.core.text(dict(tokens)).numpy())
+        built.append(np.concatenate(rows))
+    train, held, test = parts(task, setting, tuned).parts
+    labels = [*train.labels.tolist(), *held.labels.tolist()]
+    named = by_sklearn(np.concatenate(built[:2]), labels, built[2], found["penalty"])
+    assert found["top1"] == pytest.approx(100 * float((named == test.labels.numpy()).mean()))
+    texts = {text for part in (train, held, test) for (text,) in part.items}
+    whole = sum(len(contract.tokenizer(*text)["input_ids"]) > 10 for text in texts)
+    assert found["num_cut_texts"] == whole > 0
+
+
+def test_texts_that_cannot_be_joined_are_named(tuned: DualEncoder, data: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"joint=true, and .*train.tsv line 2 has a single text; expected two a line"):
+        dict(parse_task(f"text_probe(data={data},test=dev,joint=true)")(tuned, Setting()))
+    given = pairs(tmp_path / "pairs", train=6, test=6)
+    own = tuned.core.text.contract
+    tuned.core.text.contract = FixedTokenizer(lambda texts: torch.ones(len(texts), 4, dtype=torch.long), 4)
+    try:
+        with pytest.raises(ValueError, match=r"was given two texts to join, and takes one; expected a transformers"):
+            dict(parse_task(f"text_probe(data={given},joint=true)")(tuned, Setting()))
+    finally:
+        tuned.core.text.contract = own
 
 
 HE_SAID = b'\xef\xbb\xbfQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t7\t8\tHe said "no\t"No\r\n'
