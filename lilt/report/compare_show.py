@@ -143,7 +143,7 @@ def draw(axes: Any, colours: Colours, rows: Sequence[Row], split: str) -> None:
         _scale_ticks(axes, [row.trained for row, _ in known])
     _write_labels(axes, colours, [(row.trained, row.mean_recall or 0.0, name) for row, name in known], lines)
     if any(row.differs for row, _ in every):
-        axes.set_title("hollow: differs from the first run, does not compare", fontsize=9)
+        axes.set_title("hollow, or with *: differs from the first run, does not compare", fontsize=9)
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
