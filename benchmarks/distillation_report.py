@@ -27,7 +27,7 @@ TEACHERS = """## A self-supervised or a supervised teacher
 
 `python benchmarks/teachers.py`: both pretrained by one script on the same scenes for {steps} steps, then teachers of
 an untrained ViT of half the depth beside half of the demo's text tower, by contrastive distillation with a bank; the
-demo's split. Mean of {seeds} seed(s), with the least and the most.
+demo's split. Mean over seeds ({seeds}), with the least and the most where there are several.
 
 """
 

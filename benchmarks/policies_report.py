@@ -21,8 +21,9 @@ STUDY = """## The policy study
 passes over {images:,} images), measured at the end; seeds {seeds}. Rates compared on validation, the best one
 shown; `own`: each part of the policy at its own. kept: top-1 of DeiT-tiny's own classifier on the tuned features over
 that on the original ones ({before:.1f} %), 1,000 ImageNet photographs (training images: a comparison, no accuracy), at
-the resolution of training: above 100 is a tower that has learnt to see at {px} px, for it was pretrained at 224. step:
-FLOPs of a step over those of full training. Seconds on two cores with other work on them. {plot} shows it.
+the resolution of training: above 100 is a tower that has learnt to see at {px} px, for it was pretrained at 224; the
+next section has both. step: FLOPs of a step over those of full training. Seconds on two cores with other work on
+them. {plot} shows it.
 
 """
 RATES = """### Learning rates
