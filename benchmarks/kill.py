@@ -2,9 +2,10 @@
 
 python benchmarks/kill.py --kills 20 [--shards] [--seed 1] [--runs FOLDER] [options of lilt train]
 Both runs are `lilt train` on the demo in processes of their own, by default with dropout, augmentation, a teacher with
-a memory bank, LoRA and two data workers, and a state every 4 steps. A moment is a number of steps after the start and
-some tenths of a second, or falls into the start itself; where no state is there yet the run starts again. Ends with
-status 1 where a hash differs. Appends a JSON line to results/kill.jsonl, or with --output to that file. POSIX only.
+a memory bank, LoRA and two data workers, and a state every 4 steps; 5 steps or more for each kill. A moment is a number
+of steps after the start and some tenths of a second, or falls into the start itself; where no state is there yet the
+run starts again. Ends with status 1 where a hash differs. Appends a JSON line to results/kill.jsonl, or with --output
+to that file. POSIX only.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results" / "kill.jsonl"
+STARTING = 15.0  # seconds in which a run that starts can be killed
 OPTIONS = [
-    "--policy", "lora(r=4)+layernorm", "--max_images", "240", "--batch_size", "48", "--epochs", "5", "--workers", "2",
+    "--policy", "lora(r=4)+layernorm", "--max_images", "240", "--batch_size", "48", "--workers", "2",
     "--eval_every", "0.8", "--log_every", "1", "--teacher", "timm:test_vit?pretrained=false&image_px=32",
     "--distill", "contrastive(bank=144)", "--test_split", "none",
 ]  # fmt: skip
@@ -97,7 +99,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="default: a temporary folder")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given, more = parser.parse_known_args()
-    options = [*OPTIONS, *more]
+    epochs = max(5, given.kills)  # of 5 steps
+    options = [*OPTIONS, "--epochs", str(epochs), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as temporary:
         runs = given.runs or Path(temporary)
@@ -105,12 +108,19 @@ def main() -> None:
             pack = [sys.executable, "-m", "lilt", "shards", "--output", str(runs / "shards"), "--per_shard", "100"]
             subprocess.run(pack, env=environment, check=True, capture_output=True)
             at = options.index("--max_images")
-            options[at : at + 2] = ["--max_steps", "25", "--val_data", "demo", "--data", str(runs / "shards")]
+            options[at : at + 2] = [
+                "--max_steps",
+                str(5 * epochs),
+                "--val_data",
+                "demo",
+                "--data",
+                str(runs / "shards"),
+            ]
         seconds = alone(runs / "alone", options, environment)
         chance = random.Random(given.seed)
-        # every fourth in the start, which takes about half of a short run
+        # every fourth in the start
         steps = [0 if kill % 4 == 3 else chance.randint(1, 8) for kill in range(given.kills)]
-        moments = [(n, chance.uniform(0, 0.4 if n else seconds / 4)) for n in steps]
+        moments = [(n, chance.uniform(0, 0.4 if n else STARTING)) for n in steps]
         alive = killed(runs / "killed", options, environment, moments)
         same = digest(runs / "alone") == digest(runs / "killed")
     row = {

@@ -91,7 +91,7 @@ gradient in pieces against the one in one piece, over its largest entry, the wor
 SCALING = """## Scaling
 
 `python benchmarks/scaling.py`: tiny towers at 32 px, all weights trained, micro-batches of 64, the loss in tiles of
-2,048, on {machine}, beside other work. Memory is that of the whole process.
+2,048, on {machine}. Starting: reading the manifest and encoding the captions. Memory is that of the whole process.
 
 """
 ADVICE = """## Advice before training

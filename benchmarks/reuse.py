@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("--policies", default=POLICIES)
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=2, help="without reuse; with it ten times as many")
+    parser.add_argument("--epochs", type=int, default=2, help="without reuse")
+    parser.add_argument("--times", type=int, default=10, help="as many epochs with it")
     given, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary, RESULTS.open("a", encoding="utf-8") as stream:
         home = Path(temporary)
@@ -68,7 +69,7 @@ def main() -> None:
             options = ["--vision", vision, "--text", text, "--policy", policy, "--max_images", str(given.images)]
             options += ["--batch_size", str(given.batch_size), *more]
             off = epoch(home / "off", [*options, "--overwrite"], "off", given.epochs)
-            on = epoch(home / "on", [*options, "--overwrite"], "memory", 10 * given.epochs)
+            on = epoch(home / "on", [*options, "--overwrite"], "memory", given.times * given.epochs)
             cost = count(policy, build_tower(vision, "vision"), build_tower(text, "text"), given.batch_size)
             row: dict[str, Any] = {
                 "date": date.today().isoformat(),

@@ -66,6 +66,7 @@ def align(config: TrainConfig, console: Console, watch: Callable[[Trainer], None
                 check_alive(tower)
         splits = build_splits(config)
         dataset, collate = build_pairs(config, core, splits.train)
+        splits = replace(splits, train=[])  # the pairs have all of it that is needed
         check_agreement(config, core, dataset)
         teacher = build_teacher_of(config, core, parse_objective(config.distill).needs)
         if teacher is not None:

@@ -12,7 +12,18 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from lilt.data import Batch, Batches, Collate, Order, PairDataset, Sample, read_manifest, select, train_transform
+from lilt.data import (
+    Batch,
+    Batches,
+    Collate,
+    Order,
+    PairDataset,
+    Sample,
+    TokenTable,
+    read_manifest,
+    select,
+    train_transform,
+)
 from lilt.towers import ImageContract
 from lilt.towers.tokenizer import HfTokenizer
 
@@ -103,3 +114,14 @@ def test_cut_captions_are_counted_once_each(tokenizer: HfTokenizer) -> None:
     short = PairDataset([Sample(Path("x"), texts, "train")], tokenizer, dataset.transform, max_tokens=5)
     assert short.table.cut == 3
     assert [len(short.table[i]["input_ids"]) for i in range(4)] == [5, 5, 5, 5]
+
+
+def test_captions_encoded_in_parts_are_those_encoded_at_once(
+    tokenizer: HfTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["red " * n for n in range(1, 24)]
+    whole = TokenTable(texts, tokenizer)
+    monkeypatch.setattr("lilt.data.dataset.TEXTS", 5)
+    parts = TokenTable(texts, tokenizer)
+    assert whole.cut == parts.cut == 9  # the longer ones than 14 words
+    assert [whole[i] for i in range(23)] == [parts[i] for i in range(23)]

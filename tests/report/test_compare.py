@@ -261,6 +261,16 @@ def test_errors_say_what_to_do(words: list[str], message: str, run: Path, capsys
     assert re.search(message, refused(capsys, "compare", *(word.replace("RUN", str(run)) for word in words)))
 
 
+def test_folders_without_a_checkpoint_are_left_out_and_named(run: Path, tmp_path: Path, capsys: Any) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    assert main(["compare", str(begun), str(run), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert [row["run"] for row in json.loads(printed.out)] == [str(run)]
+    assert printed.err == f"left out, for no checkpoint is in them: {begun}\n"
+    assert f"{begun} holds no lilt checkpoint; expected lilt.json" in refused(capsys, "compare", str(begun))
+
+
 def test_what_cannot_be_drawn_is_refused(copied: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     edited(copied, metrics={})
     file = tmp_path / "all.html"
