@@ -82,8 +82,8 @@ FLOPs of what is left of it behind the front.
 """
 PEERS = """## Beside other libraries
 
-`python benchmarks/peers.py`: a training step on the same towers ({size}), batch of {batch_size}, optimizer and
-clipping, synthetic pairs; medians of {rounds} rounds in which all take turns, on {machine}; {versions}. lilt
+`python benchmarks/peers.py`: a training step on the same towers, batch, optimizer and clipping, synthetic pairs;
+medians of rounds in which all take turns ({rounds} for the last size), on {machine}; {versions}. lilt
 is: how many times the speed of that way. Memory beyond the weights, in a process of its own. error: of the
 gradient in pieces against the one in one piece, over its largest entry, the worst tensor.
 
@@ -268,12 +268,12 @@ def reuse(rows: list[dict[str, Any]]) -> str:
         return ""
     cells = (
         (
-            r["towers"], f"`{r['policy']}`", f"{r['off_s']:.1f}", f"{r['on_s']:.2f}", f"{r['off_s'] / r['on_s']:.1f}",
-            f"{r['promised']:.1f}", f"{r['off_s'] / r['on_s'] / r['promised']:.2f}",
+            r["towers"], f"`{r['policy']}`", f"{r['batch_size']}", f"{r['off_s']:.1f}", f"{r['on_s']:.2f}",
+            f"{r['off_s'] / r['on_s']:.1f}", f"{r['promised']:.1f}", f"{r['off_s'] / r['on_s'] / r['promised']:.2f}",
         )
         for r in rows
     )  # fmt: skip
-    columns = "<towers|<policy|s off|s on|times faster|promised|measured / promised"
+    columns = "<towers|<policy|batch|s off|s on|times faster|promised|measured / promised"
     return REUSED.format(**rows[-1]) + table(columns, cells)
 
 
@@ -284,14 +284,14 @@ def peers(rows: list[dict[str, Any]]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in rows[-1]["versions"].items())
     cells = (
         (
-            r["group"], r["way"], f"{r['pieces']}", f"{r['pairs_per_second']:.1f}", f"{r['lilt_over_this']:.2f}",
-            f"{r['peak_bytes'] / 2**20:,.0f}", f"{r['file_bytes'] / 2**20:.1f}",
-            "" if r["gradient_error"] is None else f"{r['gradient_error']:.0e}",
+            r["size"], r["group"], r["way"], f"{r['batch_size']}", f"{r['pieces']}",
+            f"{r['pairs_per_second']:.1f}", f"{r['lilt_over_this']:.2f}", f"{r['peak_bytes'] / 2**20:,.0f}",
+            f"{r['file_bytes'] / 2**20:.1f}", "" if r["gradient_error"] is None else f"{r['gradient_error']:.0e}",
         )
         for r in rows
     )  # fmt: skip
     head = PEERS.format(**{**rows[-1], "versions": versions})
-    return head + table("<step|<way|pieces|pairs/s|lilt is|MiB|file MiB|error", cells)
+    return head + table("<towers|<step|<way|batch|pieces|pairs/s|lilt is|MiB|file MiB|error", cells)
 
 
 def scaling(rows: list[dict[str, Any]]) -> str:

@@ -48,6 +48,7 @@ def save(model: TwoTower, config: ModelConfig, folder: str | Path, metrics: Mapp
     target.mkdir(parents=True, exist_ok=True)
     fresh = target / f"{ADAPTER}.tmp"
     save_file(tensors, fresh, metadata={"format": "pt"})
+    flush(fresh)
     contract = describe(model, config, tensors, metrics or {}) | {"adapter_sha256": _sha256(fresh)}
     fresh.replace(target / ADAPTER)
     _write(target / CARD, _card(contract))
@@ -207,12 +208,16 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def flush(file: Path) -> None:
+    """Wait until a file is on disk: renamed before, it could be empty under its final name after a power cut."""
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
 def _write(file: Path, text: str) -> None:
     fresh = file.with_name(file.name + ".tmp")
-    with fresh.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    fresh.write_text(text, encoding="utf-8")
+    flush(fresh)
     fresh.replace(file)
 
 

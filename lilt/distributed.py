@@ -109,20 +109,23 @@ class HostGroup:
         # of its own: another exchange may be under way in the other group when one rank asks
         self.group: Any = dist.new_group(backend="gloo") if self.world > 1 else None
 
-    def any(self, said: bool, turn: int, patience: timedelta | None = None) -> bool:
-        """Say whether any rank said yes. Raises RuntimeError when not all have answered in time, or to another turn."""
+    def any(self, turn: int, *said: bool, patience: timedelta | None = None) -> tuple[bool, ...]:
+        """Say of each question whether any rank said yes.
+
+        Raises RuntimeError when not all have answered in time, or to another turn.
+        """
         if self.world == 1:
             return said
-        told = torch.tensor([said, turn, -turn])
+        told = torch.tensor([turn, -turn, *said])
         work = dist.all_reduce(told, dist.ReduceOp.MAX, group=self.group, async_op=True)
         if patience is None:
             work.wait()
         else:
             work.wait(patience)
-        answer, latest, earliest = told.tolist()
+        latest, earliest, *answers = told.tolist()
         if latest != -earliest:
             raise RuntimeError(f"ranks are at different turns, from {-earliest} to {latest}")
-        return bool(answer)
+        return tuple(map(bool, answers))
 
 
 def shard(model: nn.Module, units: Iterable[nn.Module], methods: Iterable[str] = (), **options: Any) -> None:

@@ -116,6 +116,7 @@ def main(vision: str, text: str, pictures: str, output: str, few: str = "") -> N
     run("spoilt", spoil_at(2), policy="full")
     run("whole", **PARTS)
     run("half", interrupt_at(2), **PARTS)
+    run("asked", interrupt_at(2), **{**PARTS, "log_every": 40, "eval_every": 40.0})
     run("parts", interrupt_at(2), **PARTS)
     run("parts", **PARTS, resume=True)
 

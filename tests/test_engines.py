@@ -33,8 +33,8 @@ from tests.test_distributed import ROOT, torchrun
 FSDP2 = environment(ROOT / "recipes" / "accelerate" / "8gpu_fsdp2.yaml")
 # each half of four processes holds a whole model
 HYBRID = environment(ROOT / "recipes" / "accelerate" / "2x8gpu_fsdp2.yaml") | {"PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}
-ENGINES = {"ddp 2": (2, {}), "fsdp2 2": (2, FSDP2), "fsdp2 2x2": (4, HYBRID)}
-FEW = {"fsdp2 2x2": "pieces"}  # four processes do less
+ENGINES = {"ddp 2": (2, {}), "ddp 4": (4, {}), "fsdp2 2": (2, FSDP2), "fsdp2 2x2": (4, HYBRID)}
+FEW = {"ddp 4": "pieces", "fsdp2 2x2": "pieces"}  # four processes do less
 every_engine = pytest.mark.parametrize("engine", [name for name in ENGINES if name not in FEW])
 GRADIENTS = [(e, p, m) for e in ENGINES for p in engine_run.POLICIES for m in (None, 1) if e not in FEW or p == "full"]
 RUNS = [(e, name) for e in ENGINES for name in engine_run.RUNS if FEW.get(e, name) == name]
@@ -127,6 +127,12 @@ def test_stop_and_resume_ends_in_the_same_bits(results: dict[str, Path], engine:
     assert all(torch.equal(parts[name], expected) for name, expected in whole.items())
     steps = [r["step"] for r in read_metrics(results[engine] / "run parts") if "loss" in r]
     assert steps == [1, 2, 3, 4]
+
+
+@every_engine
+def test_a_request_to_stop_is_heard_before_the_next_log_step(results: dict[str, Path], engine: str) -> None:
+    (state,) = (results[engine] / "run asked" / "state").iterdir()
+    assert state.name == "step-00000002"
 
 
 @every_engine

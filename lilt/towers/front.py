@@ -69,19 +69,27 @@ class Front:
         """Let the forward inside begin behind the front, with what was recorded."""
         places = [(self.tower.body.get_submodule(path), shape) for path, shape in self.skipped.items()]
         places.append((self.module, None))
+        own = {module: vars(module)["forward"] for module, _ in places if "forward" in vars(module)}
         try:
             for module, shape in places:
                 module.forward = _given(module.forward, stored, shape, self.as_tuple)
             yield
         finally:
             for module, _ in places:
-                module.__dict__.pop("forward", None)
+                del module.forward
+            for module, forward in own.items():
+                module.forward = forward
 
     def blank(self, stored: Tensor) -> Tensor:
         """Return images for a blind front: zeros of the right shape that take no memory."""
         example = self.tower.example()
         assert self.blind and isinstance(example, Tensor)
         return torch.zeros((), device=stored.device).expand(len(stored), *example.shape[1:])
+
+
+def is_given(module: nn.Module) -> bool:
+    """Say whether what is stored stands in for a module's forward at this moment."""
+    return hasattr(vars(module).get("forward"), "stored")
 
 
 class _EndError(Exception):
@@ -101,4 +109,5 @@ def _given(forward: Callable[..., Any], stored: Tensor, shape: Shape | None, as_
         sizes, dtype = shape
         return torch.zeros((), dtype=dtype, device=stored.device).expand(len(stored), *sizes)
 
+    give.stored = stored  # type: ignore[attr-defined]
     return give

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lilt.config import TrainConfig
 from lilt.model import TwoTower
+from lilt.towers.front import is_given
 
 
 def treat_blocks(core: TwoTower, config: TrainConfig, accelerator: Accelerator) -> None:
@@ -34,11 +35,12 @@ def checkpoint_blocks(core: TwoTower) -> None:
     """
     for block in _blocks(core):
         # the slot that Module.compile uses: hooks are inside, names stay, and a copy does not take it along
-        block._compiled_call_impl = partial(_again, block._compiled_call_impl or block._call_impl)
+        block._compiled_call_impl = partial(_again, block, block._compiled_call_impl or block._call_impl)
 
 
-def _again(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
+def _again(block: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # on the way back nothing stands in for the block any more: it would be run on what stood in for its input
+    if is_given(block) or not torch.is_grad_enabled():
         return run(*args, **kwargs)
 
     def call(*values: Any) -> Any:
@@ -65,7 +67,7 @@ def compile_blocks(core: TwoTower, backend: str) -> None:
 
 def _unless_changed(block: nn.Module, compiled: Callable[..., Any], hooks: int, *args: Any, **kwargs: Any) -> Any:
     # a frozen front is recorded by a hook and put back by another forward, for a call; that is not worth compiling
-    changed = "forward" in vars(block) or len(block._forward_hooks) != hooks
+    changed = is_given(block) or len(block._forward_hooks) != hooks
     return (block._call_impl if changed else compiled)(*args, **kwargs)
 
 

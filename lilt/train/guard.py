@@ -87,7 +87,7 @@ class Guard:
         return said
 
     def _culprits(self, seen: _Seen) -> str:
-        ours = seen.image_id[seen.broken].tolist()
+        ours = seen.image_id[seen.broken.to(seen.image_id.device)].tolist()  # the numbers never left the host
         found = [row for rows in distributed.gather_objects(ours) for row in rows]
         total = len(seen.broken) * distributed.world_size()
         if not found:

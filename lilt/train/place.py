@@ -13,13 +13,15 @@ from lilt.train.meter import Meter
 class Place:
     """Where a run stands; part of the resume state.
 
-    micro_batch: what is left of it after steps that ran out of memory, None before; proved: steps done with that size.
+    micro_batch: what is left of it after steps that ran out of memory, None before; proved: steps done with size pairs
+    at once.
     """
 
     step: int = 0
     best: float = -math.inf
     best_step: int = 0
     micro_batch: int | None = None
+    size: int | None = None
     proved: int = 0
 
     def state_dict(self) -> dict[str, Any]:

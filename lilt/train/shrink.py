@@ -17,6 +17,7 @@ from lilt.train.learner import Learner
 from lilt.train.place import Place
 from lilt.train.randomness import random_state, set_random_state
 from lilt.train.step import Step
+from lilt.train.stop import Stop
 
 PROBATION = 2  # steps; an optimizer has its moments from the second on
 PATIENCE = timedelta(minutes=10)
@@ -32,7 +33,7 @@ class Shrink:
 
     Half the micro-batch is the same batch and the same gradient. Its size is part of the resume state. Ranks ask one
     another, on the host and not on the device, before they wait for one another there: once a step, and twice where it
-    has several pieces.
+    has several pieces. With it they tell whether they were asked to stop: stopping is the same on all ranks.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class Shrink:
         place: Place,
         micro_batch: int | None,
         say: Callable[[str], None],
+        stop: Stop,
     ):
         self.accelerator, self.learner, self.place = accelerator, learner, place
-        self.micro_batch, self.say = micro_batch, say
+        self.micro_batch, self.say, self.stop = micro_batch, say, stop
+        self.stopping = False
         self.host = distributed.HostGroup()
 
     def __call__(self, rows: int, step: Callable[..., Step]) -> Step:
@@ -56,6 +59,8 @@ class Shrink:
         if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which updates weights on the way back
             return step(self._size)
         state = random_state(accelerator.device)
+        if self._size != self.place.size:  # a run may go on with a smaller one
+            self.place.size, self.place.proved = self._size, 0
         while True:
             # until a size has proved itself nothing is exchanged on the way back, where nobody could be told
             careful = self.host.world > 1 and self.place.proved < PROBATION and not accelerator.is_fsdp2
@@ -78,22 +83,24 @@ class Shrink:
 
     @property
     def _size(self) -> int | None:
-        return self.place.micro_batch or self.micro_batch
+        return min((size for size in (self.place.micro_batch, self.micro_batch) if size), default=None)
 
     def _ready(self) -> None:
-        if self.host.any(False, self.place.step):
+        ran_out, self.stopping = self.host.any(self.place.step, False, self.stop.asked)
+        if ran_out:
             raise _OtherRankError
 
     def _tell(self, rows: int) -> None:
         """Say to the others that this rank has run out of memory, when they ask."""
         patience = LOCKSTEP if self.accelerator.is_fsdp2 else PATIENCE
         try:
-            self.host.any(True, self.place.step, patience)
+            self.host.any(self.place.step, True, self.stop.asked, patience=patience)
         except RuntimeError as error:
             raise ValueError(
                 f"step {self.place.step + 1} ran out of memory on rank {distributed.rank()} alone, with "
                 f"{min(rows, self._size or rows)} pairs at once, and the other ranks wait for it where they cannot be "
-                f"told; expected the same memory on all ranks; start again with --micro_batch {self._half(rows)}"
+                f"told; expected the same memory on all ranks; go on from the last state with --resume --micro_batch "
+                f"{self._half(rows)}"
             ) from error
 
     def _half(self, rows: int) -> int:
@@ -109,7 +116,7 @@ class Shrink:
                 f"{said} with one pair at once; expected memory for one; use --checkpointing, --precision bf16, fewer "
                 "--train_tokens, a smaller --image_px, or a policy that trains upper blocks alone, such as last(2)"
             )
-        self.place.micro_batch, self.place.proved = half, 0
+        self.place.micro_batch, self.place.size, self.place.proved = half, half, 0
         for parameter in self.learner.trained().values():
             parameter.grad = None
         recover(self.accelerator, self.learner)

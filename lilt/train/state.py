@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
 from lilt import distributed
-from lilt.checkpoint import load_trained
+from lilt.checkpoint import flush, load_trained
 from lilt.train.learner import Learner
 from lilt.train.moments import load_moments, save_moments, set_aside
 
@@ -59,6 +59,9 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> 
     distributed.barrier()
     if accelerator.is_main_process:
         (fresh / SUMS).write_text(json.dumps(_sums(fresh)), encoding="utf-8")
+        for file in fresh.rglob("*"):
+            if file.is_file():
+                flush(file)
         shutil.rmtree(target, ignore_errors=True)  # of a sitting that went on from an earlier step
         fresh.rename(target)
         there = sorted(states.glob("step-????????"), reverse=True)

@@ -17,6 +17,7 @@ class Stop:
     _before: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> Stop:
+        self.asked = False
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._ask)

@@ -85,7 +85,8 @@ class Trainer:
         keep_frozen_weights_out(accelerator, self.learner)
         rows = self.batches.ours, config.micro_batch
         self.model, self.optimizer = prepare(accelerator, self.learner, optimizer, *rows)
-        self.shrink = Shrink(accelerator, self.learner, self.place, config.micro_batch, log.say)
+        self.stop = Stop()
+        self.shrink = Shrink(accelerator, self.learner, self.place, config.micro_batch, log.say, self.stop)
         self.guard = Guard(config.max_bad_steps, dataset.paths)
         accelerator.register_for_checkpointing(self.schedule, self.place, self.meter, self.guard)
         if self.learner.distiller is not None and self.learner.distiller.bank is not None:
@@ -123,7 +124,7 @@ class Trainer:
         batches = iter(self.feed) if self.place.step < self.steps else iter(())
         before = self._stepping()
         self.model.train()
-        with Stop() as stop, quick_attention(self.accelerator), self.shelf:
+        with self.stop, quick_attention(self.accelerator), self.shelf:
             while self.place.step < self.steps:
                 with self.meter("data"):
                     batch = next(batches)
@@ -140,11 +141,12 @@ class Trainer:
                 keep = self.place.step % every == 0 or last
                 due = self.place.step % self.config.log_every == 0 or keep
                 asked = False
-                if due or (self.accelerator.device.type == "cpu" and distributed.world_size() == 1):
+                alone = self.accelerator.device.type == "cpu" and distributed.world_size() == 1
+                if due or alone or self.shrink.stopping:
                     with self.meter("steps"):
                         for line in self.guard.settle(self._kept()):
                             self.log.say(line)
-                    asked = self._agree(stop.asked)
+                    asked = self._agree(self.stop.asked)
                     rate = self._rate(count, before)
                     self.log.move(bar, self.place.step, f"loss {done.loss.item():.3f}  {rate:.0f} pairs/s")
                 if due:

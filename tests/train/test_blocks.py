@@ -21,8 +21,10 @@ from lilt.build import build_model, build_pairs, build_splits
 from lilt.config import TrainConfig
 from lilt.data import Batch
 from lilt.model import TwoTower
+from lilt.towers.front import Front
 from lilt.train.blocks import check_backend, checkpoint_blocks, compile_blocks
 from lilt.train.learner import Learner
+from lilt.train.reuse import find_fronts
 from lilt.train.step import Objective, backward
 from tests.train.conftest import Run
 
@@ -44,10 +46,13 @@ def parts(config: TrainConfig, policy: str) -> tuple[TwoTower, Batch]:
     return model, collate([dataset[0, i] for i in range(7)])
 
 
-def gradients(model: TwoTower, batch: Batch, micro_batch: int | None = None) -> dict[str, Tensor]:
+def gradients(
+    model: TwoTower, batch: Batch, micro_batch: int | None = None, fronts: dict[str, Front] | None = None
+) -> dict[str, Tensor]:
     torch.manual_seed(5)  # the dropout
     model.zero_grad()
-    backward(Learner(model), Objective(), [batch], Accelerator(), micro_batch)
+    fronts = fronts or {}
+    backward(Learner(model, None, fronts), Objective(), [batch], Accelerator(), micro_batch, None, fronts)
     return {name: p.grad.clone() for name, p in model.trained().items() if p.grad is not None}
 
 
@@ -70,6 +75,30 @@ def test_the_gradient_of_checkpointed_blocks_is_the_same_bit_for_bit(
     assert len(calls) == forwards + (1 if micro_batch is None else 3)  # each with gradients is run twice
     assert again.keys() == plain.keys()
     assert all(torch.equal(again[name], gradient) for name, gradient in plain.items())
+
+
+@pytest.mark.parametrize("stored", ["in the first pass", "before"])
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name not in ("full", "prompt(n=2)")] + ["frozen"])
+def test_a_block_that_a_stored_front_stands_in_for_is_not_run_again(
+    config: TrainConfig, policy: str, stored: str
+) -> None:
+    """What a policy has hung on the last block of a frozen front is trained, and the block behind it is not run."""
+    model, batch = parts(config, policy)
+    fronts = find_fronts(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # its stream depends on what is run
+    with torch.no_grad():
+        for parameter in model.trained().values():
+            parameter += 0.1 * torch.randn_like(parameter)
+    plain = gradients(model, batch, None)
+    if stored == "before":
+        inputs = {"vision": batch.images, "text": batch.tokens}
+        batch = replace(batch, stored={side: front.record(inputs[side]) for side, front in fronts.items()})
+    checkpoint_blocks(model)
+    found = gradients(model, batch, 3 if stored == "in the first pass" else None, fronts)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def kept_bytes(model: TwoTower, batch: Batch) -> int:

@@ -91,6 +91,18 @@ def test_a_run_that_is_older_than_a_setting_had_its_default(config: TrainConfig)
         check_folder(replace(again, same="ignored"), file.parent)
 
 
+@pytest.mark.parametrize(("then", "now", "free"), [(None, 4, True), (8, 4, True), (4, 8, False), (8, None, False)])
+def test_a_run_may_go_on_with_smaller_pieces(config: TrainConfig, then: int | None, now: int | None, free: bool) -> None:
+    """As one does by itself that runs out of memory; not with larger ones, for which there may be no place."""
+    folder = opened(replace(config, micro_batch=then))
+    again = replace(config, resume=True, micro_batch=now)
+    if free:
+        check_folder(again, folder)
+        return
+    with pytest.raises(ValueError, match=f"was started with micro_batch={then}, not {now}; go on with its own"):
+        check_folder(again, folder)
+
+
 def test_ranks_may_spill_to_other_places(run: Run) -> None:
     done = run(max_steps=1)
     dataset, _ = build_pairs(done.config, done.model, build_splits(done.config).train)

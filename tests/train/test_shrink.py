@@ -108,6 +108,15 @@ def test_the_size_is_kept_over_a_stop(run: Run, appetite: hungry.Appetite) -> No
     assert_same(small.folder, again.folder)
 
 
+def test_a_run_that_goes_on_with_smaller_pieces_has_to_prove_them(run: Run, appetite: hungry.Appetite) -> None:
+    assert not run("one", wish=interrupt_once_at(3), **OPTIONS).outcome.finished
+    appetite.fits = 3
+    again = run("one", resume=True, micro_batch=3, **OPTIONS)
+    assert again.outcome.finished
+    assert appetite.refusals == []
+    assert (again.outcome.place.size, again.outcome.place.proved) == (3, 1)  # the last of four steps
+
+
 def test_a_single_pair_that_does_not_fit_ends_the_run(run: Run, appetite: hungry.Appetite) -> None:
     appetite.fits = 0
     message = (
