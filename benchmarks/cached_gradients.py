@@ -83,11 +83,11 @@ class Flops(NamedTuple):
     fronts: int
 
 
-def count(policy: str, vision: Tower, text: Tower, rows: int) -> Flops:
+def count(policy: str, vision: Tower, text: Tower, rows: int, length: int = TOKENS) -> Flops:
     """Count what a policy costs on towers that have none yet; where their fronts end is found on the real ones."""
     meta = without_weights(vision), without_weights(text)
     counter = Counter()
-    images, tokens = meta_batch(*meta, rows, TOKENS)
+    images, tokens = meta_batch(*meta, rows, length)
     with counter, torch.device("meta"):
         core = tuned(policy, *meta)
     step = step_cost(core, images, tokens, counter).flops

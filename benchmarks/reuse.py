@@ -4,7 +4,8 @@ python benchmarks/reuse.py --towers base --images 64 [--policies "frozen,lit,las
 Each run is a process of its own on the demo without augmentation, and its rate that of its steps and data alone:
 filling the store, which happens once, is not in it, and neither is evaluation. tiny: ViT-tiny at 64 px and the demo's
 text tower; base: ViT-B/16 at 224 px and a BERT of 12 layers and width 768; random weights but for the demo's. Promised:
-FLOPs of a step over what is left of it behind the fronts. Appends one JSON line a policy to results/reuse.jsonl.
+FLOPs of a step over what is left of it behind the fronts, with captions as long as the longest of a batch, to which
+the others are padded. Appends one JSON line a policy to results/reuse.jsonl.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ import torch
 from cached_gradients import count
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from lilt.build import read_split
 from lilt.registry import split_top
 from lilt.towers import build_tower
 
@@ -53,6 +56,15 @@ def epoch(folder: Path, options: list[str], reuse: str, epochs: int) -> float:
     return pairs / float(last["pairs_per_second"])
 
 
+def padded_length(tokenizer: Any, batch_size: int) -> int:
+    """Return how many tokens a caption of the demo takes in a batch, padding included, on average."""
+    captions = [sample.captions[0] for sample in read_split("demo", "train")]
+    lengths = torch.tensor([len(ids) for ids in tokenizer(captions)["input_ids"]])
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))
+    batches = lengths[order].split(batch_size)[:-1]
+    return round(statistics.fmean(int(batch.max()) for batch in batches))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--towers", choices=("tiny", "base"), default="tiny")
@@ -65,12 +77,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, RESULTS.open("a", encoding="utf-8") as stream:
         home = Path(temporary)
         vision, text = specs(given.towers, home / "text")
+        length = padded_length(AutoTokenizer.from_pretrained(DEMO_TEXT), given.batch_size)
         for policy in split_top(given.policies, ","):
             options = ["--vision", vision, "--text", text, "--policy", policy, "--max_images", str(given.images)]
             options += ["--batch_size", str(given.batch_size), *more]
             off = epoch(home / "off", [*options, "--overwrite"], "off", given.epochs)
             on = epoch(home / "on", [*options, "--overwrite"], "memory", given.times * given.epochs)
-            cost = count(policy, build_tower(vision, "vision"), build_tower(text, "text"), given.batch_size)
+            cost = count(policy, build_tower(vision, "vision"), build_tower(text, "text"), given.batch_size, length)
             row: dict[str, Any] = {
                 "date": date.today().isoformat(),
                 "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, torch "
@@ -80,6 +93,7 @@ def main() -> None:
                 "options": more,
                 "images": given.images,
                 "batch_size": given.batch_size,
+                "tokens": length,
                 "off_s": off,
                 "on_s": on,
                 "promised": cost.step / (cost.step - cost.fronts),

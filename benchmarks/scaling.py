@@ -2,8 +2,8 @@
 
 python benchmarks/scaling.py [--what batch,pairs,processes] [--batches 64,512] [--pairs 1000,10000] [--processes 1,2]
 Each point is a `lilt train` of its own on a synthetic manifest: timm's test_vit at 32 px and the demo's text tower, all
-weights trained, micro-batches of 64, the loss in tiles of 2,048. Memory is what the process has beyond that of the
-smallest point. Appends one JSON line a point to results/scaling.jsonl.
+weights trained, micro-batches of 64, the loss in tiles of 2,048. Memory is the peak of the whole process. Appends one
+JSON line a point to results/scaling.jsonl.
 """
 
 from __future__ import annotations

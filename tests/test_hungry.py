@@ -36,4 +36,4 @@ def test_all_ranks_do_the_step_again(results: dict[str, Path], engine: str, wher
 def test_where_the_others_cannot_be_told_it_says_so(results: dict[str, Path]) -> None:
     told = (results["fsdp2"] / "alone.1").read_text()
     assert told.startswith("step 1 ran out of memory on rank 1 alone, with 4 pairs at once, and the other ranks wait")
-    assert told.endswith("start again with --micro_batch 2")
+    assert told.endswith("go on from the last state with --resume, with --micro_batch 2")
