@@ -11,6 +11,7 @@ from typing import Any
 
 from distillation_report import distillation, teachers
 from policies_report import policies
+from scaling_report import scaling
 
 HERE = Path(__file__).parent
 HEAD = """# Results
@@ -86,12 +87,6 @@ PEERS = """## Beside other libraries
 medians of rounds in which all take turns ({rounds} for the last size), on {machine}; {versions}. lilt
 is: how many times the speed of that way. Memory beyond the weights, in a process of its own. error: of the
 gradient in pieces against the one in one piece, over its largest entry, the worst tensor.
-
-"""
-SCALING = """## Scaling
-
-`python benchmarks/scaling.py`: tiny towers at 32 px, all weights trained, micro-batches of 64, the loss in tiles of
-2,048, on {machine}. Starting: reading the manifest and encoding the captions. Memory is that of the whole process.
 
 """
 ADVICE = """## Advice before training
@@ -292,20 +287,6 @@ def peers(rows: list[dict[str, Any]]) -> str:
     )  # fmt: skip
     head = PEERS.format(**{**rows[-1], "versions": versions})
     return head + table("<towers|<step|<way|batch|pieces|pairs/s|lilt is|MiB|file MiB|error", cells)
-
-
-def scaling(rows: list[dict[str, Any]]) -> str:
-    """Return the section on scaling."""
-    if not rows:
-        return ""
-    cells = (
-        (
-            r["what"], f"{r['pairs']:,}", f"{r['batch_size']:,}", f"{r['processes']}", f"{r['starting_s']:.1f}",
-            f"{r['step_s']:.2f}", f"{r['pairs_per_second']:,.0f}", f"{r['peak_bytes'] / 2**20:,.0f}",
-        )
-        for r in rows
-    )  # fmt: skip
-    return SCALING.format(**rows[-1]) + table("<with|pairs|batch|processes|starting s|s a step|pairs/s|MiB", cells)
 
 
 def advice(rows: list[dict[str, Any]]) -> str:

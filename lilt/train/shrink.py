@@ -99,8 +99,8 @@ class Shrink:
             raise ValueError(
                 f"step {self.place.step + 1} ran out of memory on rank {distributed.rank()} alone, with "
                 f"{min(rows, self._size or rows)} pairs at once, and the other ranks wait for it where they cannot be "
-                f"told; expected the same memory on all ranks; start again, or go on from the last state with --resume, "
-                f"with --micro_batch {self._half(rows)}"
+                f"told; expected the same memory on all ranks; start again, or go on from the last state with "
+                f"--resume, with --micro_batch {self._half(rows)}"
             ) from error
 
     def _half(self, rows: int) -> int:

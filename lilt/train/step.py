@@ -23,6 +23,7 @@ from lilt.train.learner import Outputs
 from lilt.train.randomness import random_state, set_random_state
 
 Parts = dict[str, Tensor]
+HELD = 8  # pieces of a batch; in more of them one passed once saves next to nothing, and its memory adds to the loss's
 
 
 class Step(NamedTuple):
@@ -103,6 +104,7 @@ def backward(
     With micro_batch rows at a time, the memory of the towers is that of one micro-batch and the gradient still that of
     the whole: a first pass keeps the outputs alone, the loss gives their gradient, a second pass carries it into the
     towers, with the same dropout. The frozen front of a tower is run once: what it gives is kept for the second pass.
+    Of a few pieces the last is passed once: it goes back first, with what its forward has kept.
     ready is called before ranks wait for one another. careful: gradients are exchanged behind the way back, not on it.
     keep puts what waits for the second pass where there is place.
     Source: Gao et al. 2021, arXiv 2101.06983.
@@ -124,6 +126,7 @@ def backward(
         objective.remember()
         return Step(loss.detach(), parts, _broken(out))
     states, made, stored, types, said = [], [], [], [], []
+    held = pieces.pop() if len(pieces) <= HELD else None
     with torch.no_grad():
         for piece in pieces:
             moved = piece.to(device)
@@ -134,12 +137,21 @@ def backward(
                 made.append(model(moved.images, moved.tokens, known))
             stored.append(_of(piece.stored, fronts) | {side: keep(rows) for side, rows in kept.items()})
             types.append({side: rows.dtype for side, rows in (known | kept).items()})
+    if held is not None:
+        moved = held.to(device)
+        said.append(_taught(teacher, moved, accelerator))
+        with silent(accelerator, model):
+            out = model(moved.images, moved.tokens, _of(moved.stored, fronts))
+        made.append({name: value.detach() for name, value in out.items()})
     ready()
     leaves = {name: _joined([out[name] for out in made]).requires_grad_() for name in made[0]}
     taught = torch.cat([rows for rows in said if rows is not None]) if teacher is not None else None
     loss, parts = objective(leaves, facts, taught)
     gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
     after = random_state(device)
+    if held is not None:
+        with silent(accelerator, model):
+            accelerator.backward(_carried(out, gradients, len(facts.valid) - len(held.valid)))
     start = 0
     for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
         last = number == len(pieces) - 1

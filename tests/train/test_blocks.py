@@ -71,7 +71,7 @@ def test_the_gradient_of_checkpointed_blocks_is_the_same_bit_for_bit(
     inner = [leaf for leaf in model.text.anatomy.leaves if leaf.block == 1 and leaf.role == "mlp"]
     inner[0].module.register_forward_pre_hook(lambda *_: calls.append(1))
     again = gradients(model, batch, micro_batch)
-    forwards = 1 if micro_batch is None else 6
+    forwards = 1 if micro_batch is None else 5  # of three pieces the last is passed once
     assert len(calls) == forwards + (1 if micro_batch is None else 3)  # each with gradients is run twice
     assert again.keys() == plain.keys()
     assert all(torch.equal(again[name], gradient) for name, gradient in plain.items())

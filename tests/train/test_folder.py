@@ -92,7 +92,9 @@ def test_a_run_that_is_older_than_a_setting_had_its_default(config: TrainConfig)
 
 
 @pytest.mark.parametrize(("then", "now", "free"), [(None, 4, True), (8, 4, True), (4, 8, False), (8, None, False)])
-def test_a_run_may_go_on_with_smaller_pieces(config: TrainConfig, then: int | None, now: int | None, free: bool) -> None:
+def test_a_run_may_go_on_with_smaller_pieces(
+    config: TrainConfig, then: int | None, now: int | None, free: bool
+) -> None:
     """As one does by itself that runs out of memory; not with larger ones, for which there may be no place."""
     folder = opened(replace(config, micro_batch=then))
     again = replace(config, resume=True, micro_batch=now)
