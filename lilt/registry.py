@@ -88,7 +88,10 @@ def parse_call(text: str) -> Call:
         if equals and "(" not in key:  # the = of a nested call is its own
             kwargs[key.strip()] = value.strip()
         elif kwargs:
-            raise ValueError(f"in {text!r} the plain value {part!r} follows a key=value; write {part!r} first")
+            raise ValueError(
+                f"in {text!r} the plain value {part!r} follows a key=value; write {part!r} first; where the comma "
+                "belongs to the value, put it into a file, one value a line (templates=FILE)"
+            )
         else:
             args.append(part)
     return Call(name.strip(), tuple(args), kwargs)

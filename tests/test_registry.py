@@ -78,6 +78,12 @@ def test_a_plain_value_after_a_named_one_is_an_error() -> None:
         parse_call("lora(r=8,3)")
 
 
+def test_a_comma_inside_a_value_is_explained() -> None:
+    message = r"where the comma belongs to the value, put it into a file, one value a line \(templates=FILE\)"
+    with pytest.raises(ValueError, match=message):
+        parse_call("zeroshot(templates=a photo of a {}, a type of pet.)")
+
+
 def test_values_take_the_annotated_types() -> None:
     built = build("tune(4,targets=q|v,bias=TRUE,alpha=2,top=none,blocks=abc)")
     assert built == Tune(4, 2.0, "q|v", True, None, Depth(3))

@@ -21,11 +21,14 @@ def compare(argv: Sequence[str]) -> int:
     about = (
         "One row a run, the fewest trained values first; nothing is evaluated, the numbers are those of the runs. "
         "A model as it is: lilt evaluate open_clip:ViT-B-32@openai --data MANIFEST --json > clip.json, "
-        "then lilt compare RUN clip.json"
+        'then lilt compare RUN clip.json. What the towers have kept: lilt evaluate RUN --task "conserve(knn)" --json > '
+        "kept.json, then lilt compare kept.json"
     )
     parser = ArgumentParser(prog="lilt compare", description=about, exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
-        "runs", nargs="+", help="folders of checkpoints, or what evaluate --json printed; held against the first"
+        "runs",
+        nargs="+",
+        help="folders of checkpoints, or what evaluate --json printed, of tasks too; held against the first",
     )
     parser.add_argument("--split", default="test", help="whose recalls: test, or val, which chose the checkpoints")
     parser.add_argument("--plot", default="", help="picture to draw: .png, .pdf or .svg (needs matplotlib)")

@@ -47,20 +47,22 @@ def evaluate(argv: Sequence[str]) -> int:
 def _do_tasks(given: Namespace, setting: Any, console: Console) -> int:
     """Do tasks one after the other and show each as it ends; status 2 when one failed, with what it had found."""
     from lilt import distributed
-    from lilt.evaluate import parse_task
+    from lilt.evaluate import Finished, parse_task
     from lilt.evaluate.table import task_table
     from lilt.run import evaluate_tasks
 
     wanted = {spec: parse_task(spec) for spec in given.task}  # all are read before a weight is
-    done = []
-    for finished in evaluate_tasks(given.run, wanted, setting, console):
-        done.append(finished)
-        if distributed.is_main() and finished.values and not given.json:
-            Console().print(task_table(finished))
-    failed = {spec: error for spec, _, error in done if error is not None}
-    if distributed.is_main() and given.json:
-        print(json.dumps({"run": given.run, "tasks": {d.spec: d.values for d in done}, "failed": failed}))
-    for spec, error in failed.items() if distributed.is_main() else ():
-        said = f"lilt: {spec} failed: {error}"
-        console.print(said, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    done: list[Finished] = []
+    try:
+        for finished in evaluate_tasks(given.run, wanted, setting, console):
+            done.append(finished)
+            if distributed.is_main() and finished.values and not given.json:
+                Console().print(task_table(finished))
+    finally:  # hours of work are not lost to Ctrl-C in the last task
+        failed = {spec: error for spec, _, error in done if error is not None}
+        if distributed.is_main() and done and given.json:
+            print(json.dumps({"run": given.run, "tasks": {d.spec: d.values for d in done}, "failed": failed}))
+        for spec, error in failed.items() if distributed.is_main() else ():
+            said = f"lilt: {spec} failed: {error}"
+            console.print(said, style="bold red", highlight=False, markup=False, soft_wrap=True)
     return 2 if failed else 0

@@ -12,7 +12,7 @@ from lilt.evaluate.chosen import Learned, held_split, learn_from
 from lilt.evaluate.labelled import Label, Pattern
 from lilt.evaluate.lines import read_lines, split_names
 from lilt.evaluate.parts import Part, check_apart, draw_apart, some_of
-from lilt.evaluate.sentences import Read, Sentence, labels_of, read_sentences
+from lilt.evaluate.sentences import Read, Sentence, kept_back, labels_of, read_sentences
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Values
 from lilt.evaluate.texts import OnTexts, Texts
@@ -66,10 +66,11 @@ class OnClasses(OnTexts):
         held = held_split(self.val, (self.train, test), known)
         names = [self.train, test, *([held] if held else [])]
         check_apart(self.name, names)
-        said = labels_of(self.label, self.label_from)
+        lines = read_lines(where, names, known)
+        hidden = kept_back(lines, str(where), self.label) if self.label_from is None else ()
+        said = labels_of(self.label, self.label_from, hidden)
         read = [
-            read_sentences(lines, f"{where} split {name}", self.text, self.pair, said)
-            for name, lines in read_lines(where, names, known).items()
+            read_sentences(some, f"{where} split {name}", self.text, self.pair, said) for name, some in lines.items()
         ]
         for name, found in zip(names, read, strict=True):
             if not found.sentences:
@@ -81,8 +82,8 @@ class OnClasses(OnTexts):
         check_known(read, names)
         parts = [self._part(found, number) for found in read]
         self.check_count(len(parts[1].items), "labelled texts to test on")
-        drawn = draw_apart(self.name, str(where), names, parts, len(set(number.values())))
         silent, torn = sum(found.silent for found in read), sum(found.malformed for found in read)
+        drawn = draw_apart(self.name, str(where), names, parts, number, silent)
         return Classed(learn_from(drawn, self.name, "texts"), silent, torn)
 
     def _part(self, read: Read, number: Mapping[Label, int]) -> Part:

@@ -106,11 +106,17 @@ def _manifest(file: Path, root: str | None, columns: Sequence[str]) -> Iterator[
 
 def _lists(names: Path, root: str | None, columns: Sequence[str]) -> Iterator[Row]:
     images = _lines(names)
-    files = {file.stem: file for file in sorted(names.parent.glob("*.txt")) if file != names}
-    files = {stem.rpartition("_")[2]: file for stem, file in files.items()} | files
+    whole = {file.stem: file for file in sorted(names.parent.glob("*.txt")) if file != names}
+    files = {stem.rpartition("_")[2]: file for stem, file in whole.items()} | whole
     check_columns(names, sorted(files), columns)
     cells: dict[str, list[str]] = {}
     for column in columns:
+        ending = [stem for stem in whole if stem.rpartition("_")[2] == column]
+        if column not in whole and len(ending) > 1:
+            raise ValueError(
+                f"{names}: two files are the column {column!r}: {ending[0]}.txt and {ending[1]}.txt; expected one; "
+                f"name it as a whole: columns={ending[0]}"
+            )
         cells[column] = _lines(files[column])
         if len(cells[column]) != len(images):
             raise ValueError(

@@ -66,11 +66,12 @@ class Drift(OnData):
         else:
             table = TokenTable(items, tower.contract, subject.model.config.eval_tokens)
             mine = range(distributed.rank(), len(items), distributed.world_size())
-            with at_rest(subject.core) as device:
+            with subject.setting.bar("drift: texts", len(items)) as advance, at_rest(subject.core) as device:
                 for start in range(0, len(mine), subject.setting.batch_size):
                     some = mine[start : start + subject.setting.batch_size]
                     tokens = tower.contract.pad([table[i] for i in some])
                     _add(gathered, compared(tower, base, {k: v.to(device) for k, v in tokens.items()}))
+                    advance(len(some))
         joined: dict[str, Moments] = {}
         for share in distributed.gather_objects(gathered):
             _add(joined, share)

@@ -41,12 +41,16 @@ def embed_split(
     max_tokens: int | None = None,
     workers: int = 0,
     advance: Advance = lambda count: None,
+    advance_texts: Advance = lambda count: None,
 ) -> Embedded[Tensor]:
-    """Embed a split in eval mode and restore the mode; every rank does its share and all get the whole."""
+    """Embed a split in eval mode and restore the mode; every rank does its share and all get the whole.
+
+    advance is told of images, advance_texts of distinct captions.
+    """
     contract, tokenizer = model.vision.contract, model.text.contract
     assert isinstance(contract, ImageContract)
     assert not isinstance(tokenizer, ImageContract)
-    texts = sorted({c for s in samples for c in s.captions})
+    texts = distinct(samples)
     with at_rest(model) as device:
         images = image_rows(
             contract,
@@ -57,9 +61,15 @@ def embed_split(
             workers=workers,
             advance=advance,
         )
-        rows, cut = text_rows(tokenizer, texts, model.encode_text, device, batch_size=batch_size, max_tokens=max_tokens)
+        options: dict[str, Any] = {"batch_size": batch_size, "max_tokens": max_tokens, "advance": advance_texts}
+        rows, cut = text_rows(tokenizer, texts, model.encode_text, device, **options)
     owner, which = owners(samples, images.which, texts)
     return Embedded(images.rows, rows[which], owner, len(samples), images.faults, cut)
+
+
+def distinct(samples: Sequence[Sample]) -> list[str]:
+    """Return the captions of samples, each once."""
+    return sorted({caption for sample in samples for caption in sample.captions})
 
 
 def owners(samples: Sequence[Sample], read: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

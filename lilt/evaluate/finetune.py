@@ -74,7 +74,7 @@ class Finetune(Chosen, OnClasses):
                 return float((right_ranks(logits(model, known), known.labels) == 1).double().mean())
 
             steps = self.epochs * max(1, len(material.examples) // self.batch_size)
-            with subject.setting.bar("finetune", steps) as advance:
+            with subject.setting.alone("finetune", steps) as advance:
                 parts = material.examples, material.collate
                 epoch = tune(model, *parts, recipe, score, subject.setting.workers, advance)
             known, rows = material.look(model, "test", drawn.test)
@@ -102,7 +102,8 @@ class Finetune(Chosen, OnClasses):
 
         def look(model: Tuned, name: str, part: Part) -> tuple[Known, Rows | None]:
             options: dict[str, Any] = {"batch_size": subject.setting.batch_size, "workers": subject.setting.workers}
-            with at_rest(model) as device:
+            with subject.setting.bar(f"finetune: {name}", len(part.items)) as advance, at_rest(model) as device:
+                options |= {"advance": advance}
                 rows = image_rows(contract, part.items, lambda x, _: model.tower(x).float(), device, **options)
             self.check_any(rows, part.items)
             return Known(rows.rows, part.labels[rows.which]), rows
@@ -126,7 +127,7 @@ class Finetune(Chosen, OnClasses):
         cut = tokenizer.encode(sorted({text for item in classed.items for text in item}), self.max_tokens)[1]
 
         def look(model: Tuned, name: str, part: Part) -> tuple[Known, Rows | None]:
-            pooled = pooled_texts(model.tower, part.items, subject.setting.batch_size, self.max_tokens)
+            pooled = pooled_texts(model.tower, part.items, subject.setting, self.max_tokens, f"finetune: {name}")
             return Known(pooled.of(part.items), part.labels), None
 
         def counts(rows: Rows | None) -> Values:

@@ -29,7 +29,7 @@ def split_names(source: str | Path) -> list[str]:
         return sorted({split for _, split, _ in read_rows(source)})
     file = Path(source)
     if file.is_dir():
-        return sorted(path.stem for path in file.iterdir() if path.suffix in ENDINGS)
+        return sorted({path.stem for path in file.iterdir() if path.suffix in ENDINGS})
     found = {str(line.record["split"]) for line in _file(file) if line.record and line.record.get("split")}
     return sorted(found)
 
@@ -60,14 +60,28 @@ def _by_split(source: str | Path, wanted: set[str]) -> Iterator[tuple[str, Line]
     if isinstance(source, str) and is_table(source):
         yield from ((split, Line(where, row)) for where, split, row in read_rows(source) if split in wanted)
     elif Path(source).is_dir():
-        for file in sorted(Path(source).iterdir()):
-            if file.suffix in ENDINGS and file.stem in wanted:
-                yield from ((file.stem, line) for line in _file(file))
+        for split, file in _files(Path(source), wanted).items():
+            yield from ((split, line) for line in _file(file))
     else:
         for line in _file(Path(source)):
             # a torn line belongs to no split that could be known; it is counted with each
             for split in wanted if line.record is None else {str(line.record.get("split") or "train")} & wanted:
                 yield split, line
+
+
+def _files(folder: Path, wanted: set[str]) -> dict[str, Path]:
+    """Return the file of each split."""
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in ENDINGS or file.stem not in wanted:
+            continue
+        if file.stem in found:
+            raise ValueError(
+                f"{folder} has two files for the split {file.stem!r}: {found[file.stem].name} and {file.name}; "
+                "expected one; move the other away"
+            )
+        found[file.stem] = file
+    return found
 
 
 def _file(file: Path) -> Iterator[Line]:

@@ -113,7 +113,7 @@ class Trained(OnLabels):
         number = number_labels(labelled.entries)
         train, test, *more = (self.part(labelled.split(name), number, self.side) for name in names)
         self.check_count(len(test.items), f"labelled {'images' if self.side == 'vision' else 'texts'} to test on")
-        return draw_apart(self.name, labelled.source, names, [train, test, *more], len(number))
+        return draw_apart(self.name, labelled.source, names, [train, test, *more], number, labelled.unlabelled)
 
     def know(self, subject: Subject, name: str, part: Part) -> tuple[Known, Rows]:
         """Return the features of a part."""
@@ -122,9 +122,11 @@ class Trained(OnLabels):
         return Known(rows.rows, part.labels[rows.which]).on(subject.device), rows
 
 
-def draw_apart(task: str, source: str, names: Sequence[str], parts: Sequence[Part], classes: int) -> Drawn:
+def draw_apart(
+    task: str, source: str, names: Sequence[str], parts: Sequence[Part], number: Mapping[Label, int], unlabelled: int
+) -> Drawn:
     """Return the parts (train, test, and held where there is one), by their names in the source; what is also in the
-    test part is left out of the others."""
+    test part is left out of the others. Raises ValueError where that leaves nothing, or one class, to learn from."""
     train, test, *more = parts
     kept = [part.without(test) for part in (train, *more)]
     for name, part in zip([names[0], *names[2:]], kept, strict=True):
@@ -133,8 +135,16 @@ def draw_apart(task: str, source: str, names: Sequence[str], parts: Sequence[Par
                 f"{task}: everything in the split {name!r} of {source} is in {names[1]!r} too; expected something else "
                 "to learn from; name another split"
             )
+    learned = kept[0].labels.unique().tolist()
+    if len(learned) == 1:
+        label = next(label for label, place in number.items() if place == learned[0])
+        raise ValueError(
+            f"{task}: the split {names[0]!r} of {source} has one class ({label!r}, of {len(kept[0].items)} examples), "
+            f"and {unlabelled} lines of the data are without a label; expected two classes or more; name another "
+            "column with label=…, or give data that have them"
+        )
     left_out = sum(len(part.items) for part in (train, *more)) - sum(len(part.items) for part in kept)
-    return Drawn(kept[0], test, kept[1] if more else None, classes, left_out)
+    return Drawn(kept[0], test, kept[1] if more else None, len(set(number.values())), left_out)
 
 
 def some_of(count: int, most: int | None) -> list[int]:

@@ -11,10 +11,12 @@ from lilt.evaluate.accuracy import accuracy, right_ranks
 from lilt.evaluate.chosen import Chosen
 from lilt.evaluate.logistic import ROWS_AT_ONCE, Logistic, fit_logistic
 from lilt.evaluate.parts import Known
+from lilt.evaluate.rows import Advance
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Values, register
 
 PENALTIES = tuple(10.0**power for power in range(1, -6, -1))  # from strong to weak
+FITS = len(PENALTIES) + 1  # with the last one, of what was held out too
 
 
 @register("probe")
@@ -35,7 +37,8 @@ class Probe(Chosen):
         learn, _ = self.know(subject, "train", learned.train)
         check, _ = self.know(subject, "validation", learned.held)
         queries, rows = self.know(subject, "test", drawn.test)
-        penalty, classifier = fit_probe(learn, check, drawn.classes)
+        with subject.setting.alone("probe: fits", FITS) as advance:
+            penalty, classifier = fit_probe(learn, check, drawn.classes, advance)
         yield from accuracy(ranks(classifier, queries), queries.labels, drawn.classes)
         yield "penalty", penalty
         yield "num_test", len(queries.labels)
@@ -45,14 +48,20 @@ class Probe(Chosen):
         yield from self.counts(rows, labelled)
 
 
-def fit_probe(learn: Known, check: Known, classes: int) -> tuple[float, Logistic]:
+def fit_probe(
+    learn: Known, check: Known, classes: int, advance: Advance = lambda count: None
+) -> tuple[float, Logistic]:
     """Choose the penalty on held-out features, then fit them together with the others; return both."""
-    penalty, solution = choose_penalty(learn, check, classes)
+    penalty, solution = choose_penalty(learn, check, classes, advance)
     features, labels = (torch.cat([mine, held]) for mine, held in zip(learn, check, strict=True))
-    return penalty, fit_logistic(features, labels, classes, penalty, solution)
+    fitted = fit_logistic(features, labels, classes, penalty, solution)
+    advance(1)
+    return penalty, fitted
 
 
-def choose_penalty(learn: Known, check: Known, classes: int) -> tuple[float, Logistic]:
+def choose_penalty(
+    learn: Known, check: Known, classes: int, advance: Advance = lambda count: None
+) -> tuple[float, Logistic]:
     """Return the penalty that does best on held-out features and its solution; each fit starts from the last one's."""
     best: tuple[float, float, Logistic] | None = None
     solution: Logistic | None = None
@@ -61,6 +70,7 @@ def choose_penalty(learn: Known, check: Known, classes: int) -> tuple[float, Log
         right = float((ranks(solution, check) == 1).double().mean())
         if best is None or right > best[0]:
             best = right, penalty, solution
+        advance(1)
     assert best is not None
     return best[1], best[2]
 

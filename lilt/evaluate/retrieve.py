@@ -12,7 +12,7 @@ import torch
 
 from lilt.data import Sample, is_table
 from lilt.evaluate.columns import Columns, Told, read_told
-from lilt.evaluate.embed import Embedded, embed_split, flat, recalls
+from lilt.evaluate.embed import Embedded, distinct, embed_split, flat, recalls
 from lilt.evaluate.late import late
 from lilt.evaluate.retrieval import Score, cosines
 from lilt.evaluate.subject import Subject
@@ -58,8 +58,10 @@ class Retrieval(OnData):
         embed: Any = embed_tokens if self.score == "late" else embed_split
         setting = subject.setting
         options: dict[str, Any] = {"batch_size": setting.batch_size, "workers": setting.workers}
-        with setting.bar("retrieval", len(samples)) as advance:
-            return embed(subject.core, samples, max_tokens=subject.model.config.eval_tokens, advance=advance, **options)
+        options["max_tokens"] = subject.model.config.eval_tokens
+        texts = len(distinct(samples))
+        with setting.bar("retrieval: images", len(samples)) as see, setting.bar("retrieval: captions", texts) as read:
+            return embed(subject.core, samples, advance=see, advance_texts=read, **options)
 
     def _by_column(self, subject: Subject, score: Score) -> Values:
         told = self._told(subject)

@@ -91,6 +91,7 @@ def text_rows(
     *,
     batch_size: int = 128,
     max_tokens: int | None = None,
+    advance: Advance = lambda count: None,
 ) -> tuple[Tensor, int]:
     """Return the rows that compute gives for texts, in their order, and how many texts were cut."""
     table = TokenTable(texts, tokenizer, max_tokens)
@@ -101,6 +102,7 @@ def text_rows(
     for chunk in numbers if len(order) else ():
         tokens = tokenizer.pad([table[int(i)] for i in chunk])
         parts.append(compute({k: v.to(device) for k, v in tokens.items()}).cpu())
+        advance(len(chunk))
     return _joined(numbers, parts, []).rows, table.cut
 
 

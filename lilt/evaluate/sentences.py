@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ PAIRS = (
 TEXTS = tuple(dict.fromkeys(("sentence", "text", *CAPTION_KEYS)))
 LABELS = ("label", "gold_label", "is_duplicate", "Quality", "class")
 SCORES = ("score", "similarity_score", "relatedness_score", "label")
-HIDDEN = (None, "", "-", -1, "-1")  # what stands where a label is kept back, or nobody agreed on one
+HIDDEN, DISPUTED = "-1", "-"  # what stands where a label is kept back (GLUE on the hub), where none was agreed (MNLI)
 MALFORMED = 0.01  # the share of lines that may be torn
 
 
@@ -121,23 +122,61 @@ def _texts(where: str, record: Mapping[str, Any], columns: Sequence[str]) -> Ite
         raise ValueError(f"{where}: {' and '.join(columns)} hold lists; expected one text each for a pair; mend it")
 
 
+def kept_back(lines: Mapping[str, Sequence[Line]], source: str, key: str | None) -> frozenset[str]:
+    """Return which of -1 and - are no classes in the splits of a source, but stand where a label would.
+
+    - is a class beside +. -1 is one in a split that has other labels too, unless these are names, or numbers from 0 to
+    2 or more. Raises ValueError where they are 0 or 1: it may be a third class there, or not.
+    """
+    said = {split: Counter(_values(some, key)) for split, some in lines.items()}
+    others = {value for values in said.values() for value in values} - {HIDDEN, DISPUTED}
+    hidden = {HIDDEN, DISPUTED} - ({DISPUTED} if "+" in others else set())
+    beside = [split for split, values in said.items() if HIDDEN in values and values.keys() & others]
+    numbers = sorted(map(_number, others))
+    if beside and all(map(math.isfinite, numbers)) and not (numbers[0] >= 0 and numbers[-1] >= 2):
+        if numbers[0] == 0:
+            split = beside[0]
+            raise ValueError(
+                f"{source}: {said[split][HIDDEN]} of {said[split].total()} lines of the split {split!r} have the label "
+                f"-1, the others {' or '.join(f'{number:g}' for number in numbers)}; expected it to be a class or a "
+                "label that is kept back, and it may be either; write the classes as names, or leave these lines out"
+            )
+        hidden.remove(HIDDEN)
+    return frozenset(hidden)
+
+
+def _values(lines: Sequence[Line], key: str | None) -> Iterator[str]:
+    """Yield the labels of a split as they are written, -1 always as -1."""
+    records = [line.record for line in lines if line.record is not None]
+    column = key or next((usual for usual in LABELS if records and usual in records[0]), None)
+    found = (record.get(column) for record in records) if column is not None else ()
+    yield from (_written(value) for value in found if value is not None and value != "")
+
+
+def _written(given: Any) -> str:
+    return HIDDEN if not isinstance(given, bool) and _number(str(given)) == -1 else str(given)
+
+
 def labels_of(
-    key: str | None, pattern: Pattern | None
+    key: str | None, pattern: Pattern | None, hidden: Collection[str]
 ) -> Callable[[str, Sequence[str]], Callable[[str, Mapping[str, Any]], Label | None]]:
-    """Return what reads classes: from a column, or from the name of an image by a pattern."""
+    """Return what reads classes: from a column, or from the name of an image by a pattern.
+
+    hidden: the labels that stand for none, of `kept_back`.
+    """
 
     def prepare(source: str, keys: Sequence[str]) -> Callable[[str, Mapping[str, Any]], Label | None]:
         if pattern is None:
             column = find_column(source, keys, key, LABELS, "label")
-            return lambda where, record: _label(where, record.get(column))
+            return lambda where, record: _label(where, record.get(column), hidden)
         images = find_column(source, keys, None, IMAGE_KEYS, "image")
         return lambda where, record: pattern.find(Path(str(record.get(images) or "")).name)
 
     return prepare
 
 
-def _label(where: str, given: Any) -> Label | None:
-    if given in HIDDEN and not isinstance(given, bool):
+def _label(where: str, given: Any, hidden: Collection[str]) -> Label | None:
+    if given is None or given == "" or _written(given) in hidden:
         return None
     if isinstance(given, bool) or (isinstance(given, float) and given.is_integer()):
         given = int(given)

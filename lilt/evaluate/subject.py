@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lilt import distributed
 from lilt.dual import DualEncoder
 from lilt.evaluate.rows import Advance, ImageRows, Rows, TextRows, at_rest, image_rows, text_rows
 from lilt.model import TwoTower
@@ -37,6 +38,10 @@ class Setting:
     bar: Bar = no_bar
     # the towers as they were before training, for towers that were passed as modules; as `DualEncoder.disabled` takes
     base: Mapping[str, Any] = field(default_factory=dict)
+
+    def alone(self, name: str, total: int) -> AbstractContextManager[Advance]:
+        """Show a bar for what each process does by itself as a whole, such as fits, not a share of."""
+        return self.bar(name, total * distributed.world_size())  # a move counts for all processes
 
 
 class Subject:
@@ -106,13 +111,13 @@ class Subject:
         with self.setting.bar(name, len(paths)) as advance, at_rest(self.core) as device:
             return image_rows(contract, paths, compute, device, advance=advance, **options)
 
-    def read(self, texts: Sequence[str], compute: TextRows) -> tuple[Tensor, int]:
-        """Return the rows that compute gives for texts, and how many texts were cut."""
+    def read(self, name: str, texts: Sequence[str], compute: TextRows) -> tuple[Tensor, int]:
+        """Return the rows that compute gives for texts, and how many texts were cut; name is shown beside a bar."""
         tokenizer = self.core.text.contract
         assert not isinstance(tokenizer, ImageContract)
-        most = self.model.config.eval_tokens
-        with at_rest(self.core) as device:
-            return text_rows(tokenizer, texts, compute, device, batch_size=self.setting.batch_size, max_tokens=most)
+        options = {"batch_size": self.setting.batch_size, "max_tokens": self.model.config.eval_tokens}
+        with self.setting.bar(name, len(texts)) as advance, at_rest(self.core) as device:
+            return text_rows(tokenizer, texts, compute, device, advance=advance, **options)  # type: ignore[arg-type]
 
     def features(self, side: str, name: str, items: Sequence[str]) -> Rows:
         """Return the pooled features of a tower for images or texts."""
@@ -121,6 +126,6 @@ class Subject:
             if side == "vision":
                 self._features[key] = self.see(name, items, lambda images, _: self.core.vision(images).float())
             else:
-                rows, _ = self.read(items, lambda tokens: self.core.text(tokens).float())
+                rows, _ = self.read(name, items, lambda tokens: self.core.text(tokens).float())
                 self._features[key] = Rows(torch.arange(len(items)), rows, [])
         return self._features[key]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lilt.evaluate.classed import OnClasses
 from lilt.evaluate.metrics import class_metrics
 from lilt.evaluate.parts import Known
-from lilt.evaluate.probe import fit_probe
+from lilt.evaluate.probe import FITS, fit_probe
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Values, register
 
@@ -28,7 +28,8 @@ class TextProbe(OnClasses):
         pooled = self.pooled(subject, classed.items)
         learn, check, queries = (Known(pooled.of(part.items), part.labels).on(subject.device) for part in classed.parts)
         classes = classed.learned.drawn.classes
-        penalty, classifier = fit_probe(learn, check, classes)
+        with subject.setting.alone("text_probe: fits", FITS) as advance:
+            penalty, classifier = fit_probe(learn, check, classes, advance)
         yield from class_metrics(classifier(queries.features), queries.labels, classes)
         yield "penalty", penalty
         yield from classed.counts()

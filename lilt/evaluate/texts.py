@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lilt.data import is_table
 from lilt.evaluate.rows import at_rest, text_rows
-from lilt.evaluate.subject import Subject
+from lilt.evaluate.subject import Setting, Subject
 from lilt.evaluate.task import OnData
 from lilt.towers import ImageContract, Text, Tower, expand
 
@@ -56,14 +56,15 @@ class OnTexts(OnData):
 
     def pooled(self, subject: Subject, items: Iterable[Texts]) -> Pooled:
         """Return the pooled features of texts, each encoded once."""
-        return pooled_texts(subject.core.text, items, subject.setting.batch_size, self.max_tokens)
+        return pooled_texts(subject.core.text, items, subject.setting, self.max_tokens, f"{self.name}: texts")
 
 
-def pooled_texts(tower: Tower, items: Iterable[Texts], batch_size: int, max_tokens: int | None) -> Pooled:
-    """Return the pooled features that a tower gives for texts, each encoded once."""
+def pooled_texts(tower: Tower, items: Iterable[Texts], setting: Setting, max_tokens: int | None, name: str) -> Pooled:
+    """Return the pooled features that a tower gives for texts, each encoded once; name is shown beside a bar."""
     texts = sorted({text for item in items for text in item})
     assert not isinstance(tower.contract, ImageContract)
-    options = {"batch_size": batch_size, "max_tokens": max_tokens}
-    with at_rest(tower) as device:
-        rows, cut = text_rows(tower.contract, texts, lambda tokens: tower(tokens).float(), device, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"batch_size": setting.batch_size, "max_tokens": max_tokens}
+    with setting.bar(name, len(texts)) as advance, at_rest(tower) as device:
+        options |= {"advance": advance}
+        rows, cut = text_rows(tower.contract, texts, lambda tokens: tower(tokens).float(), device, **options)
     return Pooled(rows, {text: i for i, text in enumerate(texts)}, cut)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lilt import distributed
 from lilt.data import Sample, TokenTable
-from lilt.evaluate.embed import Embedded, owners
+from lilt.evaluate.embed import Embedded, distinct, owners
 from lilt.evaluate.late import Bags
 from lilt.evaluate.rows import Advance, at_rest, image_rows
 from lilt.model import TwoTower
@@ -26,6 +26,7 @@ def embed_tokens(
     max_tokens: int | None = None,
     workers: int = 0,
     advance: Advance = lambda count: None,
+    advance_texts: Advance = lambda count: None,
 ) -> Embedded[Bags]:
     """Embed the tokens of a split: each image and each distinct caption once, on all ranks.
 
@@ -41,11 +42,11 @@ def embed_tokens(
         vectors, counted = token_vectors(model, model.vision, spaces["vision"], images)
         return vectors[:, counted[0]]  # no image is padded
 
-    texts = sorted({c for s in samples for c in s.captions})
+    texts = distinct(samples)
     with at_rest(model) as device:
         options = {"batch_size": batch_size, "workers": workers}
         images = image_rows(contract, [str(s.image) for s in samples], see, device, advance=advance, **options)  # type: ignore[arg-type]
-        bags, cut = _read(model, texts, spaces["text"], device, batch_size, max_tokens)
+        bags, cut = _read(model, texts, spaces["text"], device, batch_size, max_tokens, advance_texts)
     sizes = torch.full((len(images.rows),), images.rows.shape[1])
     owner, which = owners(samples, images.which, texts)
     seen = Bags.of(images.rows.flatten(0, 1), sizes)
@@ -79,7 +80,13 @@ def token_vectors(model: TwoTower, tower: Tower, space: Space, inputs: Inputs) -
 
 
 def _read(
-    model: TwoTower, texts: Sequence[str], space: Space, device: torch.device, batch_size: int, most: int | None
+    model: TwoTower,
+    texts: Sequence[str],
+    space: Space,
+    device: torch.device,
+    batch_size: int,
+    most: int | None,
+    advance: Advance,
 ) -> tuple[Bags, int]:
     """Return the tokens of texts, and how many texts were cut; padding is not kept."""
     tokenizer = model.text.contract
@@ -91,6 +98,7 @@ def _read(
         tokens = tokenizer.pad([table[int(i)] for i in chunk])
         vectors, counted = token_vectors(model, model.text, space, {k: v.to(device) for k, v in tokens.items()})
         pieces.append((vectors[counted].cpu(), counted.sum(1).cpu()))
+        advance(len(chunk))
     shares = distributed.gather_objects((order, pieces))
     every = [piece for _, share in shares for piece in share]
     numbers = torch.cat([order for order, _ in shares])

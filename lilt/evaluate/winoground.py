@@ -42,7 +42,7 @@ class Winoground(OnData):
         paths = sorted({path for group in groups for path in group.images})
         seen = subject.see("winoground", paths, lambda images, _: subject.core.encode_image(images))
         texts = sorted({caption for group in groups for caption in group.captions})
-        rows, cut = subject.read(texts, subject.core.encode_text)
+        rows, cut = subject.read("winoground: captions", texts, subject.core.encode_text)
         place = {paths[i]: at for at, i in enumerate(seen.which.tolist())}
         whole = [group for group in groups if all(path in place for path in group.images)]
         if not whole:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,10 @@ def match_names(
 ) -> tuple[list[str], dict[Label, int]]:
     """Return the class names and which of them is each label's.
 
-    Names by label fit by themselves. In a list, numbers count from 0; labels that are names themselves are found; other
-    labels, such as WordNet ids, take the names in their own sorted order and must be as many.
-    Raises ValueError for a label without a name.
+    Names by label fit by themselves. In a list, numbers count from 0; labels that are names themselves are found, in
+    whatever case and with _, - or a space between words; where none is a name, such as WordNet ids, they take the names
+    in their own sorted order and must be as many.
+    Raises ValueError for a label without a name, also where others have one: their order says nothing then.
     """
     labels = number_labels(entries)
     if names is None:
@@ -75,14 +77,42 @@ def match_names(
     if isinstance(next(iter(labels)), int):
         check_range(entries, len(names), "the classes file")
         return names, {label: int(label) for label in labels}
-    if set(labels) <= set(names):
-        return names, {label: names.index(str(label)) for label in labels}
+    found = _by_name([str(label) for label in labels], names)
+    if lacking := [str(label) for label in labels if label not in found] if found else []:
+        shown = ", ".join(map(repr, lacking[:8])) + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
+        raise ValueError(
+            f"{source}: {len(lacking)} of {len(labels)} labels {'has' if len(lacking) == 1 else 'have'} no class name "
+            f"({shown}); the classes file has {len(names)} names, and {len(found)} labels are among them; expected all "
+            f"or none; mend the spelling, or give a JSON file {{label: name}}.{nearest(lacking[0], names)}"
+        )
+    if found:
+        return names, dict(found)
     if len(labels) != len(names):
         raise ValueError(
             f"{source} has {len(labels)} labels ({next(iter(labels))!r}, …) and the classes file {len(names)} names; "
             "expected as many; complete one of them, or give a JSON file {label: name}"
         )
     return names, labels
+
+
+def _by_name(labels: Sequence[str], names: Sequence[str]) -> dict[Label, int]:
+    """Return the place of each label that is a name: as it is spelled, else the only one that is the same but for case
+    and what stands between words."""
+    exact, folded = {name: place for place, name in reversed(list(enumerate(names)))}, list(map(_folded, names))
+    spellings, asked = Counter(folded), Counter(map(_folded, labels))
+    only = {key: place for place, key in enumerate(folded) if spellings[key] == 1}
+    found: dict[Label, int] = {}
+    for label in labels:
+        key = _folded(label)
+        if label in exact:
+            found[label] = exact[label]
+        elif key in only and asked[key] == 1:  # of two spellings nobody knows which is meant
+            found[label] = only[key]
+    return found
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[_\-\s]+", " ", name).strip().casefold()
 
 
 def _own_names(entries: Sequence[Entry], labels: dict[Label, int], source: str) -> tuple[list[str], dict[Label, int]]:

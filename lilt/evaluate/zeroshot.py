@@ -63,7 +63,8 @@ def class_rows(subject: Subject, names: Sequence[str], templates: Sequence[str])
     for start in range(0, len(names), step):
         some = names[start : start + step]
         prompts = [fill(template, name) for name in some for template in templates]
-        embedded, shortened = subject.read(prompts, subject.core.encode_text)
+        said = f"zero-shot: prompts of {start + len(some)} of {len(names)} classes"
+        embedded, shortened = subject.read(said, prompts, subject.core.encode_text)
         rows.append(F.normalize(embedded.view(len(some), len(templates), -1).mean(1), dim=-1))
         cut += shortened
     return torch.cat(rows), cut

@@ -15,8 +15,10 @@ from rich.text import Text
 from lilt.budgets.plot import check_matplotlib
 from lilt.budgets.show import in_bytes
 from lilt.report.chart import Colours, chart, picture
-from lilt.report.compare import Row
+from lilt.report.compare import Row, result_file
+from lilt.report.conserved import grid_of, legend, pieces
 from lilt.report.costs import duration
+from lilt.report.findings import Kept
 from lilt.report.markup import el, grid, page, section
 from lilt.report.parameters import short
 from lilt.report.style import STYLE
@@ -43,14 +45,26 @@ def compare_table(rows: Sequence[Row], split: str, width: int = 120) -> Group:
     lines = [HEADS, *(cells(row) for row in rows)]
     needed = sum(1 + max(len(line[n]) for line in lines) for n in range(len(HEADS)))
     every = tuple(range(len(HEADS)))
-    pieces = [every] if needed <= width else [every[:2] + every[4:8], every[:4] + every[8:]]
-    return Group(*(_grid(lines, piece) for piece in pieces), *(Text(n, style="italic") for n in notes(rows, split)))
+    fitting = [every] if needed <= width else [every[:2] + every[4:8], every[:4] + every[8:]]
+    shown = [_grid(lines, piece, 2) for piece in fitting]
+    told = [Text(note, style="italic") for note in notes(rows, split)]
+    if not any(row.conserved for row in rows):
+        return Group(*shown, *told)
+    kept = grid_of(_kept(rows))
+    below = [_grid(kept, piece, 1) for piece in pieces(kept, width)]
+    return Group(*shown, *told, Text(), *below, Text(legend(), style="italic"))
 
 
-def _grid(lines: Sequence[Sequence[str]], columns: Sequence[int]) -> Table:
+def _kept(rows: Sequence[Row]) -> list[tuple[str, Sequence[Kept]]]:
+    return [(name, row.conserved) for row, name in zip(rows, labels(rows), strict=True) if row.conserved]
+
+
+def _grid(lines: Sequence[Sequence[str]], columns: Sequence[int], words: int) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for n in columns:
-        shown.add_column(HEADS[n], justify="right" if n > 1 else "left", no_wrap=n > 1, overflow="fold")
+        shown.add_column(
+            Text(lines[0][n]), justify="right" if n >= words else "left", no_wrap=n >= words, overflow="fold"
+        )
     for line in lines[1:]:
         shown.add_row(*(Text(line[n]) for n in columns))
     return shown
@@ -79,6 +93,8 @@ def notes(rows: Sequence[Row], split: str) -> Iterator[str]:
             yield f"*{row.run} differs from the first run in: {', '.join(row.differs)}; its numbers do not compare"
         if not row.finished:
             yield f"{row.run} has not come to its end"
+        if row.measure is not None:
+            yield f"{row.run} has not been measured: {row.measure}, then compare {result_file(row.run)}"
 
 
 def check_page(file: str, overwrite: bool = False) -> Path:
@@ -119,10 +135,12 @@ def compare_page(rows: Sequence[Row], split: str, path: Path) -> None:
     table = grid(HEADS, [cells(row) for row in rows], "the fewest trained values first", words=2)
     told = [el("p", note, class_="note") for note in notes(rows, split)]
     title = f"{len(rows)} runs side by side"
-    body = (
-        el("header", el("h1", title)),
-        el("main", section("plot", "Mean recall", plot), section("table", "Runs", table, *told)),
-    )
+    parts = [section("plot", "Mean recall", plot), section("table", "Runs", table, *told)]
+    if any(row.conserved for row in rows):
+        heads, *lines = grid_of(_kept(rows))
+        kept = grid(heads, lines, "the towers before and after")
+        parts.append(section("conservation", "Gained, kept and lost", kept, el("p", legend(), class_="note")))
+    body = el("header", el("h1", title)), el("main", *parts)
     path.write_text(page(title, STYLE, *body), encoding="utf-8")
 
 

@@ -16,8 +16,10 @@ from lilt.train.bill import Bill
 def costs(past: Past, bad_images: int) -> Html:
     """Return the section; bad_images is how many training images could not be read."""
     shown: list[Html] = []
-    if past.end is None:
+    if past.stopped:
         shown.append(el("p", "The run has not come to its end; its time is noted then.", class_="absent"))
+    elif past.end is None:
+        shown.append(el("p", "This folder holds no record of a training, nor of its time.", class_="absent"))
     elif parts := past.end.get("seconds_by_part"):
         shown.append(split_of_time(parts))
     else:

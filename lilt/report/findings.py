@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from lilt.evaluate import Finished, parse_task
+from lilt.evaluate.conserve import Curve
+from lilt.report.between import between, by_scale
 from lilt.report.markup import Html, cell, el, grid, section, table
 from lilt.report.parameters import OUTSIDE, SIDES, heat
 
@@ -14,7 +16,8 @@ NEAR = 2.0  # percent: a share that changed by less of itself is kept
 SIGNS = {"gained": "▲ ", "kept": "● ", "lost": "▼ "}
 
 
-class Kept(NamedTuple):
+@dataclass(frozen=True)
+class Kept:
     """One value of the towers before and after, and the kept share in percent (None: the value is no share)."""
 
     name: str
@@ -41,8 +44,8 @@ def findings(done: Sequence[Finished]) -> Html:
     rows = [(task.spec, kept) for task in done for kept in compared(task.values)]
     if rows:
         shown.append(conservation(rows))
-    for task in done:
-        shown += _one(task)
+    for number, task in enumerate(done):
+        shown += _one(task, f"task-{number}")
     return section("conservation", "Conservation and other tasks", *shown)
 
 
@@ -73,14 +76,17 @@ def conservation(rows: Sequence[tuple[str, Kept]]) -> Html:
     return el("div", table(heads, body, f"the towers before and after: {said}"), note)
 
 
-def _one(task: Finished) -> list[Html]:
-    """Show what a task found beside comparisons, and the error that ended it."""
+def _one(task: Finished, name: str) -> list[Html]:
+    """Show what a task found beside comparisons, and the error that ended it; name is for ids."""
     shown: list[Html] = []
+    what = parse_task(task.spec)
     states = tuple(f"/{state}" for state in STATES)
     rest = {name: value for name, value in task.values.items() if not name.endswith(states)}
     counts = {name: value for name, value in rest.items() if name.startswith("num_")}
     rest = {name: value for name, value in rest.items() if name not in counts}
-    if places := by_place(rest):
+    if rest and isinstance(what, Curve):
+        shown.append(between(name, task.spec, by_scale(rest, [label for label, _ in what.tasks.items])))
+    elif places := by_place(rest):
         maps = (heat(f"{task.spec}: {side}", found, lambda value: f"{value:.3g}") for side, found in places.items())
         shown.append(el("div", *maps, class_="tables"))
     elif rest:
@@ -91,7 +97,7 @@ def _one(task: Finished) -> list[Html]:
         )
         shown.append(el("p", f"{task.spec}: {said}.", class_="note"))
     if shown or counts:
-        about = type(parse_task(task.spec)).__doc__ or ""
+        about = type(what).__doc__ or ""
         shown.append(el("p", about.splitlines()[0], class_="note"))
     if task.error is not None:
         shown.append(el("p", f"{task.spec} failed: {task.error}", class_="failed"))

@@ -15,6 +15,7 @@ from lilt.build import manifest_path, read_split
 from lilt.data import is_table, read_references
 from lilt.dual import DualEncoder
 from lilt.evaluate import Finished, Setting, Task, embed_split, evaluate
+from lilt.evaluate.embed import distinct
 from lilt.evaluate.folder import data_of, open_run
 from lilt.evaluate.rows import Advance
 from lilt.report.parameters import Places, count_trained
@@ -66,7 +67,8 @@ def _gallery(model: DualEncoder, setting: Setting, searches: int) -> Gallery:
     if not setting.data:
         raise ValueError("the run does not say which data it was trained on; name a manifest with --data")
     samples = read_split(setting.data, setting.split, setting.image_root)
-    with setting.bar(f"gallery: {setting.split}", len(samples)) as advance:
+    name, texts = f"gallery: {setting.split}", len(distinct(samples))
+    with setting.bar(name, len(samples)) as advance, setting.bar(f"{name}, captions", texts) as advance_texts:
         embedded = embed_split(
             model.core,
             samples,
@@ -74,6 +76,7 @@ def _gallery(model: DualEncoder, setting: Setting, searches: int) -> Gallery:
             max_tokens=model.config.eval_tokens,
             workers=setting.workers,
             advance=advance,
+            advance_texts=advance_texts,
         )
     if len(embedded.image) == 0:
         raise ValueError(f"none of {len(samples)} images could be read (first: {embedded.faults[0]}); check image_root")

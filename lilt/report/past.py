@@ -40,6 +40,12 @@ class Past:
         return own | {side: {rank: own[f"{side}/{rank}"] for rank in RANKS} for side in SIDES}
 
     @property
+    def stopped(self) -> bool:
+        """Whether a training has not come to its end; of a merged model, or one saved from Python, there is none."""
+        merged = "merge/from" in self.contract["metrics"]
+        return self.end is None and not merged and bool(self.settings or self.steps or self.looks)
+
+    @property
     def chosen_step(self) -> int | None:
         """The step that the checkpoint is from."""
         step = self.contract["metrics"].get("val/step")

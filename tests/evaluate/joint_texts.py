@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 import lilt
 from lilt.evaluate import Setting, evaluate, parse_task
+from lilt.evaluate.rows import Advance
 
 BY_NAME = r"label_from=([a-z]+)\d"
 
@@ -28,9 +32,17 @@ def specs(folder: str) -> list[str]:
 
 def main(run: str, data: str, image_root: str, folder: str) -> None:
     accelerator = Accelerator()
-    setting = Setting(data, image_root, batch_size=2)
+    bars: list[tuple[str, int, list[int]]] = []
+
+    @contextmanager
+    def bar(name: str, total: int) -> Iterator[Advance]:
+        bars.append((name, total, []))
+        yield bars[-1][2].append
+
+    setting = Setting(data, image_root, batch_size=2, bar=bar)
     done = evaluate(lilt.load(run), {spec: parse_task(spec) for spec in specs(folder)}, setting)
-    found = {spec: {"values": values, "error": error} for spec, values, error in done}
+    found: dict[str, Any] = {spec: {"values": values, "error": error} for spec, values, error in done}
+    found["bars"] = [(name, total, sum(moves)) for name, total, moves in bars]
     name = f"texts.{accelerator.num_processes}.{accelerator.process_index}.json"
     (Path(folder) / name).write_text(json.dumps(found), encoding="utf-8")
 

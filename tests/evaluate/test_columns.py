@@ -117,6 +117,18 @@ def test_lists_of_lines_are_read_as_xtd10_has_them(
     assert (found["num_en/captions"], found["num_de/captions"], found["num_de/uncaptioned"]) == (6, 5, 1)
     with pytest.raises(ValueError, match=r"has no column 'dee'; it has: .*\bde, en.* Did you mean 'de'\?"):
         dict(parse_task(spec.replace("|de", "|dee"))(tuned, Setting()))
+    (folder / "val_de.txt").write_text("one\ntwo")
+    message = (
+        r"two files are the column 'de': test_1kcaptions_de.txt and val_de.txt; expected one; .*columns=test_1kcap"
+    )
+    with pytest.raises(ValueError, match=message):
+        dict(parse_task(spec)(tuned, Setting()))
+    whole = dict(parse_task(spec.replace("|de", "|test_1kcaptions_de"))(tuned, Setting()))
+    assert whole["test_1kcaptions_de/mean_recall"] == found["de/mean_recall"]
+    (folder / "de.txt").write_bytes((folder / "test_1kcaptions_de.txt").read_bytes())
+    assert dict(parse_task(spec)(tuned, Setting())) == found  # the whole name goes before an ending
+    (folder / "de.txt").unlink()
+    (folder / "val_de.txt").unlink()
     (folder / "test_1kcaptions_de.txt").write_text("one\ntwo")
     with pytest.raises(
         ValueError, match=r"captions_de.txt has 2 lines and .*names.txt 6; expected one caption for each"

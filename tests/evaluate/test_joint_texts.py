@@ -29,6 +29,14 @@ def test_two_ranks_find_what_one_finds(tuned: DualEncoder, pictures: Path, tmp_p
     joint_texts.main(str(run), data, str(pictures), str(tmp_path))
     torchrun(2, ROOT / "tests" / "evaluate" / "joint_texts.py", run, data, pictures, tmp_path)
     alone, *both = (json.loads((tmp_path / f"texts.{name}.json").read_text()) for name in ("1.0", "2.0", "2.1"))
+    bars = alone.pop("bars")
+    assert all(total == moved for _, total, moved in bars)
+    assert {"text_probe: texts", "text_probe: fits", "finetune", "finetune: test"} <= {name for name, _, _ in bars}
+    for (name, total, _), *shares in zip(bars, *(found.pop("bars") for found in both), strict=True):
+        # what both do as a whole is counted twice, and so is its total
+        whole = 2 * total if name == "finetune" or name.endswith("fits") else total
+        assert [share[:2] for share in shares] == [[name, whole]] * 2
+        assert sum(moved for *_, moved in shares) == whole, name
     wanted = joint_texts.specs(str(tmp_path))
     assert list(alone) == wanted
     for spec, expected in alone.items():

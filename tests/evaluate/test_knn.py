@@ -108,6 +108,18 @@ def test_what_is_tested_is_not_learned(tuned: DualEncoder, setting: Setting, pic
     assert (found["num_also_in_test"], found["num_train"], found["num_test"]) == (6, 12, 12)
 
 
+@pytest.mark.parametrize("task", ["knn(k=1", "probe(", "finetune(side=vision"])
+def test_a_single_class_is_refused(tuned: DualEncoder, setting: Setting, task: str) -> None:
+    name, options = task.split("(")
+    # of the six colours only red is read from the file names
+    message = (
+        rf"{name}: the split 'train' of .*manifest.jsonl has one class \('red', of 2 examples\), and 20 lines of the "
+        r"data are without a label; expected two classes or more"
+    )
+    with pytest.raises(ValueError, match=message):
+        dict(parse_task(f"{name}({options}{',' * bool(options)}label_from=(red)\\d)")(tuned, setting))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

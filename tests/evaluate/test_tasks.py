@@ -68,6 +68,35 @@ def test_one_that_fails_is_named_and_the_others_are_kept(words: list[str], capsy
     assert "expected at least k=13" in said.err
 
 
+@pytest.mark.parametrize(("end", "status"), [(KeyboardInterrupt(), 130), (TypeError("a bug"), None)])
+def test_what_was_finished_is_printed_when_a_later_task_is_cut_off(
+    words: list[str], end: BaseException, status: int | None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(self: Any, subject: Any) -> Any:
+        raise end
+
+    monkeypatch.setattr(type(parse_task("moved")), "measure", cut_off)
+    asked = [*words, "--task", KNN, f"--task=knn(k=13,{BY_NAME})", "--task=moved"]
+
+    def ran(*more: str) -> str:
+        capsys.readouterr()
+        if status is None:
+            with pytest.raises(TypeError, match="a bug"):
+                main([*asked, *more])
+        else:
+            assert main([*asked, *more]) == status
+        said = capsys.readouterr()
+        assert "expected at least k=13" in said.err
+        return str(said.out)
+
+    found = json.loads(ran("--json"))
+    assert found["tasks"][KNN]["num_test"] == 6
+    assert found["tasks"].keys() == {KNN, f"knn(k=13,{BY_NAME})"} and len(found["failed"]) == 1
+    assert "mean per class" in ran()
+    assert main([*words, "--json", "--task=moved"]) == 130 if status else True
+    assert capsys.readouterr().out == ""
+
+
 def test_what_was_found_before_an_error_stands(tuned: DualEncoder, setting: Setting, pictures: Path) -> None:
     wanted = {spec: parse_task(spec) for spec in ("retrieval(expected=6)", "retrieval(expected=7)", "moved")}
     done = {finished.spec: finished for finished in evaluate(tuned, wanted, setting)}

@@ -20,7 +20,7 @@ from lilt.cli import main
 from lilt.evaluate import Setting, Subject, parse_task
 from lilt.evaluate.classed import Classed
 from lilt.evaluate.lines import read_lines
-from lilt.evaluate.sentences import labels_of, read_sentences
+from lilt.evaluate.sentences import kept_back, labels_of, read_sentences
 from lilt.evaluate.text_probe import TextProbe
 from lilt.towers.tokenizer import FixedTokenizer
 from tests.conftest import COLOURS, WORDS
@@ -204,8 +204,9 @@ def test_each_shape_of_file_is_read_as_it_is(shape: str, tmp_path: Path) -> None
     file = tmp_path / name
     file.write_bytes(content)
     for source, split in ((file, "test"), (tmp_path, file.stem)):  # a file alone, and as one of a folder
-        lines = read_lines(source, [split])[split]
-        read = read_sentences(lines, str(source), None, None, labels_of(None, None))
+        lines = read_lines(source, [split])
+        hidden = kept_back(lines, str(source), None)
+        read = read_sentences(lines[split], str(source), None, None, labels_of(None, None, hidden))
         assert [
             (one.texts, int(one.said) if str(one.said).isdecimal() else one.said) for one in read.sentences
         ] == expected
@@ -244,6 +245,15 @@ def test_names_of_images_carry_the_class_of_their_captions(
     assert (found["num_unlabelled"], found["num_cut_texts"]) == (0, 0)
     assert {"top1", "top5", "mean_per_class", "matthews"} <= found.keys()
     assert "f1" not in found
+
+
+def test_two_files_of_one_split_are_not_joined(tuned: DualEncoder, data: str) -> None:
+    manifest(Path(data) / "train.jsonl", [{"sentence": "a boat", "label": 1}])
+    message = r"SST-2 has two files for the split 'train': train.jsonl and train.tsv; expected one; move the other away"
+    with pytest.raises(ValueError, match=message):
+        dict(parse_task(f"text_probe(data={data},test=dev)")(tuned))
+    (Path(data) / "train.jsonl").rename(Path(data) / "test.jsonl")  # nobody asks for that split
+    assert dict(parse_task(f"text_probe(data={data},test=dev)")(tuned))["num_test"] == 30
 
 
 def test_torn_lines_are_counted_and_many_are_an_error(tuned: DualEncoder, tmp_path: Path) -> None:
@@ -301,6 +311,65 @@ def test_a_label_out_of_range_is_named_with_its_line(tuned: DualEncoder, tmp_pat
     (tmp_path / "x" / "test.tsv").write_text("sentence\tlabel\na boat\t-1\n")
     with pytest.raises(ValueError, match=r"no line of the split 'test' of .* has a label; expected a class in each"):
         dict(parse_task(f"text_probe(data={data})")(tuned))
+
+
+# labels of the training and of the test lines, and how many of both are kept back (None: an error)
+MARKED: dict[str, tuple[list[Any], list[Any], int | None]] = {
+    "two classes": (["-1", "1"], ["-1", "1"], 0),
+    "numbers of the hub": ([0, 1, 2, -1], [0, 1, 2, -1], 20),
+    "names": (["no", "yes", "-"], ["no", "yes", "-"], 26),
+    "plus and minus": (["-", "+"], ["+", "-"], 0),
+    "a scale": (["-2", "-1", "1", "2"], ["-2", "-1", "1", "2"], 0),
+    "halves": (["-1.0", "1.0"], ["-1.0", "1.0"], 0),
+    "either": (["-1", "0", "1"], ["-1", "0", "1"], None),
+}
+
+
+@pytest.mark.parametrize("case", MARKED)
+def test_minus_one_is_a_class_where_it_can_be_one(tuned: DualEncoder, tmp_path: Path, case: str) -> None:
+    train, test, silent = MARKED[case]
+    texts = [text for text, _ in sentences(80, 7)]
+    records = [{"text": t, "label": train[i % len(train)], "split": "train"} for i, t in enumerate(texts[:40])]
+    records += [{"text": t, "label": test[i % len(test)], "split": "test"} for i, t in enumerate(texts[40:])]
+    task = parse_task(f"text_probe(data={manifest(tmp_path / 'x.jsonl', records)})")
+    if silent is None:
+        message = (
+            r"x.jsonl: 14 of 40 lines of the split 'train' have the label -1, the others 0 or 1; expected .*; write"
+        )
+        with pytest.raises(ValueError, match=message):
+            dict(task(tuned))
+        return
+    found = dict(task(tuned))
+    assert found["num_classes"] == len(set(train)) - (1 if silent else 0)
+    assert (found["num_unlabelled"], found["num_test"]) == (silent, 40 - silent // 2)
+
+
+def test_a_split_whose_labels_are_all_minus_one_is_kept_back(tuned: DualEncoder, tmp_path: Path) -> None:
+    rows = sentences(30, 8)
+    data = folder(tmp_path / "x", train=rows, test=[(text, -1) for text, _ in sentences(10, 9)])
+    with pytest.raises(ValueError, match=r"no line of the split 'test' of .* has a label"):
+        dict(parse_task(f"text_probe(data={data})")(tuned))
+    # a class of the training lines is one of the test lines too
+    data = folder(tmp_path / "y", train=[(t, 2 * y - 1) for t, y in rows], test=[(t, -1) for t, _ in sentences(10, 9)])
+    found = dict(parse_task(f"text_probe(data={data})")(tuned))
+    assert (found["num_classes"], found["num_test"], found["num_unlabelled"]) == (2, 10, 0)
+
+
+@pytest.mark.parametrize("task", ["text_probe", "finetune(side=text)"])
+def test_a_single_class_is_refused(tuned: DualEncoder, tmp_path: Path, task: str) -> None:
+    rows = [(text, "-" if label else "good") for text, label in sentences(40, 9)]
+    data = folder(tmp_path / "x", train=rows, test=rows[:20])  # type: ignore[arg-type]
+    name = task.partition("(")[0]
+    spec = f"{task.removesuffix(')')}{',' if '(' in task else '('}data={data})"
+    left = sum(label == "good" for _, label in rows[20:])
+    silent = sum(label == "-" for _, label in [*rows, *rows[:20]])
+    message = (
+        rf"{name}: the split 'train' of .* has one class \('good', of {left} examples\), and {silent} lines of the "
+        r"data are without a label; expected two classes or more; name another column with label=…"
+    )
+    assert left > 1 and silent > 1
+    with pytest.raises(ValueError, match=message):
+        dict(parse_task(spec)(tuned))
 
 
 @pytest.mark.parametrize("label", [1.5, float("nan"), [1], {"a": 1}])

@@ -67,8 +67,18 @@ def test_json_of_anything_but_texts_is_an_error(tmp_path: Path, content: str) ->
         (["n02", "n01"], ["tench", "shark"], (["tench", "shark"], {"n01": 0, "n02": 1})),
         (["n02"], {"n01": "tench", "n02": "shark"}, (["tench", "shark"], {"n02": 1})),
         ([7], {"5": "tench", "7": "shark"}, (["tench", "shark"], {7: 1})),
+        (
+            ["baseball_field", "cat", "Dog", "fire-truck"],
+            ["fire truck", "dog", "cat", "Baseball Field"],
+            (
+                ["fire truck", "dog", "cat", "Baseball Field"],
+                {"Dog": 1, "baseball_field": 3, "cat": 2, "fire-truck": 0},
+            ),
+        ),
+        # Polish and polish: what is spelled exactly so is meant
+        (["Polish", "polish"], ["polish", "Polish", "x"], (["polish", "Polish", "x"], {"Polish": 1, "polish": 0})),
     ],
-    ids=["own", "numbers", "names", "sorted", "map", "map of numbers"],
+    ids=["own", "numbers", "names", "sorted", "map", "map of numbers", "spelled otherwise", "both spellings"],
 )
 def test_labels_find_their_names(labels: list, names: Any, expected: Any) -> None:
     assert match_names(entries(*labels), names, "x") == expected
@@ -84,6 +94,14 @@ def test_labels_find_their_names(labels: list, names: Any, expected: Any) -> Non
             "line 2: label 3 is out of range; the classes file has 2 classes, expected a number from 0",
         ),
         (["n1", "n2", "n3"], ["a", "b"], r"x has 3 labels \('n1', …\) and the classes file 2 names; expected as many"),
+        (
+            ["airport", "bareland", "beach"],
+            ["beach", "bare land", "airport"],
+            r"x: 1 of 3 labels has no class name \('bareland'\); the classes file has 3 names, and 2 labels are among "
+            r"them; expected all .*mend the spelling, or give a JSON file .*Did you mean 'bare land'",
+        ),
+        (["a b", "a_b", "c"], ["A-B", "c", "d"], r"x: 2 of 3 labels have no class name \('a b', 'a_b'\)"),
+        (["POLISH", "c"], ["polish", "Polish", "c"], r"x: 1 of 2 labels has no class name \('POLISH'\)"),
         (["n1", "n22"], {"n1": "a", "n2": "b"}, "1 of 2 labels have no class name .first: 'n22'.*Did you mean 'n2'"),
     ],
 )

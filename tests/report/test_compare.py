@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+import lilt
 from lilt.cli import main
 from lilt.report import Row, compare_runs
 from lilt.report.chart import PLAIN
@@ -128,6 +131,64 @@ def test_a_run_that_was_stopped_has_no_numbers_yet(run: Path, copied: Path, caps
     assert "has not come to its end" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no path is broken."""
+    monkeypatch.setenv("COLUMNS", "2000")
+
+
+@pytest.mark.usefixtures("wide")
+def test_a_merged_run_is_at_its_end_and_says_how_it_is_measured(
+    run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    half = tmp_path / "half way"
+    assert main(["merge", str(run), "--scale=0.5", f"--output={half}"]) == 0
+    said = compared(capsys, run, half)
+    command = f"lilt evaluate '{half}' --split test --json > 'half way.json'"
+    assert "has not come to its end" not in said
+    assert f"{half} has not been measured: {command}, then compare 'half way.json'" in said
+    row = next(row for row in rows(capsys, run, half) if row["run"] == str(half))
+    assert (row["finished"], row["mean_recall"], row["measure"], row["differs"]) == (True, None, command, [])
+    # what it says works
+    assert main([*shlex.split(command.partition(" --json")[0])[1:], "--workers=0", "--json"]) == 0
+    (tmp_path / "half way.json").write_text(capsys.readouterr().out, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    row = next(row for row in rows(capsys, run, "half way.json") if row["run"] == str(half))
+    assert row["mean_recall"] > 0 and row["differs"] == []
+    # the split is named as the run names it, and what it does not know is left to fill in
+    said = compared(capsys, half, "--split=val")
+    assert f"lilt evaluate '{half}' --split val --json > 'half way.json'" in said
+    (half / "config.yaml").unlink()
+    assert f"lilt evaluate '{half}' --data MANIFEST --split test --json > 'half way.json'" in compared(capsys, half)
+
+
+def compared(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
+    """What `lilt compare` prints for people, in one line."""
+    capsys.readouterr()
+    assert main(["compare", *map(str, argv)]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("wide")
+def test_what_is_not_known_of_a_run_does_not_differ(run: Path, copied: Path, tmp_path: Path, capsys: Any) -> None:
+    saved = tmp_path / "saved"  # from Python: it has neither settings nor lines
+    lilt.load(run).save(saved)
+    (row,) = (row for row in rows(capsys, run, saved) if row["run"] == str(saved))
+    assert (row["differs"], row["finished"], row["mean_recall"]) == ([], True, None)
+    assert "has not come to its end" not in compared(capsys, run, saved)
+    (copied / "config.yaml").unlink()
+    assert {row["run"]: row["differs"] for row in rows(capsys, run, copied)} == {str(run): [], str(copied): []}
+
+
+def test_data_called_by_another_name_is_the_same_data(run: Path, copied: Path, capsys: Any) -> None:
+    file = copied / "config.yaml"
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    data = Path(settings["data"])
+    other = data.parent / ".." / data.parent.name / data.name
+    file.write_text(yaml.safe_dump(settings | {"data": str(other)}), encoding="utf-8")
+    assert {row["run"]: row["differs"] for row in rows(capsys, run, copied)} == {str(run): [], str(copied): []}
+
+
 @pytest.fixture(scope="module")
 def clip(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `lilt evaluate CLIP --json` prints about the test split of the runs."""
@@ -164,6 +225,7 @@ def test_a_model_as_it_is_stands_beside_runs(run: Path, other: Path, clip: Path,
     folder, file = rows(capsys, run, again)
     unknown = {"mean_recall_before": None, "seconds": None, "peak_bytes": None}
     assert file.pop("differs") == folder.pop("differs") == []
+    assert file.pop("conserved") == folder.pop("conserved") == []
     assert file == pytest.approx(folder | unknown)
 
 

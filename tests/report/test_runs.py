@@ -90,6 +90,8 @@ def test_a_merged_run(run: Path, tmp_path: Path) -> None:
     assert main(["merge", str(run), "--scale=0.5", f"--output={merged}"]) == 0
     root = report(merged, "--gallery=4")
     assert "holds no record of a training" in root.one(id="curves").text
+    assert "holds no record of a training" in root.one(id="cost").text
+    assert "has not come to its end" not in root.text
     assert len(root.one(id="gallery").all("article")) == 8
     assert root.one(id="recipe").all("pre")[0].text == f"lilt merge {run} --scale 0.5 --output {merged}-again"
 
