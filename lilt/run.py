@@ -16,6 +16,7 @@ from lilt.build import build_model, build_pairs, build_splits, build_teacher_of,
 from lilt.config import TrainConfig
 from lilt.data import Sample
 from lilt.evaluate import Finished, Setting, Task, evaluate, evaluate_retrieval, flat
+from lilt.evaluate.embed import distinct
 from lilt.evaluate.folder import data_of, open_run
 from lilt.model import TwoTower
 from lilt.policies import check_alive, fates, summary
@@ -138,9 +139,10 @@ def measure(
     batch_size: int = 128,
 ) -> dict[str, Any]:
     """Return the recalls of a model on samples, with a bar of that name."""
-    options = {"max_tokens": max_tokens, "workers": workers, "batch_size": batch_size}
-    with _bar(log, name, len(samples)) as advance:
-        return evaluate_retrieval(core, samples, advance=advance, **options)
+    options: dict[str, Any] = {"max_tokens": max_tokens, "workers": workers, "batch_size": batch_size}
+    captions = len(distinct(samples))
+    with _bar(log, name, len(samples)) as advance, _bar(log, f"{name}: captions", captions) as advance_texts:
+        return evaluate_retrieval(core, samples, advance=advance, advance_texts=advance_texts, **options)
 
 
 def _before(
