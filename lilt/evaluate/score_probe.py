@@ -55,14 +55,15 @@ class ScoreProbe(OnTexts):
         self.check_count(len(queries.items), "texts with a score to test on")
         learn, check = self._apart(train, queries, more)
         pooled = self.pooled(subject, [item for part in (learn, check, queries) for item in part.items])
-        features = [Known(pooled.of(part.items), part.labels).on(subject.device) for part in (learn, check, queries)]
+        parts = (learn, check, queries)
+        learned, checked, asked = (Known(pooled.of(p.items), p.labels).on(subject.device) for p in parts)
         with subject.setting.alone(f"{self.name}: fits", FITS) as advance:
-            penalty, line = choose_ridge(*features[:2], advance)
-        found = line(features[2].features).cpu()
+            penalty, line = choose_ridge(learned, checked, advance)
+        found = line(asked.features).cpu()
         yield "spearman", 100 * spearman(found, queries.labels)
         yield "pearson", 100 * pearson(found, queries.labels)
         yield "penalty", penalty
-        for name, part in (("train", learn), ("validation", check), ("test", queries)):
+        for name, part in zip(("train", "validation", "test"), parts, strict=True):
             yield f"num_{name}", len(part.items)
         yield (
             "num_also_in_test",

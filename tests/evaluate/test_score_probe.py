@@ -35,7 +35,8 @@ def written(folder: Path, **splits: list[Pair]) -> str:
 
 
 def joined(model: DualEncoder, rows: list[Pair]) -> np.ndarray:
-    u, v = (features(model, [row[side] for row in rows]).astype(np.float64) for side in (0, 1))
+    columns = list(zip(*rows, strict=True))
+    u, v = (features(model, [str(text) for text in column]).astype(np.float64) for column in columns[:2])
     return np.concatenate([u, v, abs(u - v), u * v], axis=1)
 
 

