@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__main__"}, {"cli"}, {"report"}, {"cost", "advise"}, {"run"}, {"train", "evaluate"}, {"dual"}, {"checkpoint"},
     {"build", "budgets"}, {"model", "losses"}, {"data", "policies"}, {"towers"}, {"demo"},
-    {"config", "registry", "distributed"},
+    {"config", "registry", "distributed", "memory"},
 ]  # fmt: skip
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 SEES_CONFIG = {"cli", "cost", "run", "train", "dual", "checkpoint", "build"}

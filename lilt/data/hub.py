@@ -5,6 +5,7 @@ The captions become samples like those of a manifest; a picture stays in the dat
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 from urllib.parse import parse_qsl
 
 from lilt.data.manifest import CAPTION_KEYS, IMAGE_KEYS, Sample, captions_of
+from lilt.data.stamp import file_stamp
 from lilt.registry import nearest
 
 PREFIX = "hf:"
@@ -24,7 +26,8 @@ _OPTIONS = ("image", "captions", "split", "name")
 class _Table:
     """A dataset by split, its pictures as bytes, its columns and which are used; split is None where the table is one.
 
-    captions is as the spec names it, None where it does not.
+    captions is as the spec names it, None where it does not. stamps: what tells the rows of each split from those that
+    had the same names before; None where nothing does.
     """
 
     splits: dict[str, Any]
@@ -33,6 +36,7 @@ class _Table:
     captions: str | None
     split: str | None
     stored: bool  # pictures are in the dataset; else the column names files
+    stamps: dict[str, str | None]
 
 
 def is_table(data: str) -> bool:
@@ -95,16 +99,44 @@ def read_rows(spec: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def row_image(source: str) -> BinaryIO | str:
     """Return the picture `hf:…#split/row` as a stream, or the file where the dataset has put it."""
-    spec, _, place = source.rpartition("#")
-    part, _, row = place.rpartition("/")
+    spec, part, row = _place(source)
     table = _open(spec)
-    found = table.splits[part][int(row)][table.image]
+    found = table.splits[part][row][table.image]
     content = found["bytes"] if isinstance(found, dict) else found
     if content is not None:
         return BytesIO(content)
     if found is None or found["path"] is None:
         raise ValueError("the row has no picture")
     return str(found["path"])
+
+
+def row_stamp(source: str) -> str | None:
+    """Return what tells the picture `hf:…#split/row` from one that had that name before; None where nothing does."""
+    spec, part, row = _place(source)
+    stamp = _open(spec).stamps[part]
+    file = _outside(spec, part).get(row)
+    return stamp if stamp is None or file is None else f"{stamp} {file_stamp(file)}"
+
+
+def _place(source: str) -> tuple[str, str, int]:
+    spec, _, place = source.rpartition("#")
+    part, _, row = place.rpartition("/")
+    return spec, part, int(row)
+
+
+@lru_cache(maxsize=8)
+def _outside(spec: str, part: str) -> dict[int, str]:
+    """Return the files of those rows whose pictures do not lie in the dataset; no picture is read."""
+    table = _open(spec)
+    found: dict[int, str] = {}
+    start = 0
+    for batch in table.splits[part].select_columns([table.image]).with_format("arrow").iter(batch_size=1000):
+        for cells in batch.column(0).chunks:
+            if hasattr(cells, "field"):  # else they are bytes and nothing else
+                empty, paths = cells.field("bytes").is_null().to_pylist(), cells.field("path").to_pylist()
+                found |= {start + i: path for i, path in enumerate(paths) if empty[i] and path is not None}
+            start += len(cells)
+    return found
 
 
 def _rows(rows: Any) -> Iterable[dict[str, Any]]:
@@ -123,6 +155,7 @@ def _open(spec: str) -> _Table:
     import datasets
 
     stored = True
+    stamps = {part: _stamp(rows) for part, rows in splits.items()}
     for part, rows in splits.items():
         feature = rows.features[image]
         if isinstance(feature, datasets.Image):
@@ -134,7 +167,16 @@ def _open(spec: str) -> _Table:
             raise ValueError(
                 f"{spec}: column {image!r} holds {feature}; expected pictures, bytes or paths; name another: ?image="
             )
-    return _Table(splits, columns, image, options.get("captions"), split, stored)
+    return _Table(splits, columns, image, options.get("captions"), split, stored, stamps)
+
+
+def _stamp(rows: Any) -> str | None:
+    """Return what a split is told by: the files it is mapped from, or where there are none what datasets says."""
+    files = [file_stamp(file["filename"]) for file in rows.cache_files]
+    if files:
+        return hashlib.sha256("\n".join(files).encode()).hexdigest()
+    said = getattr(rows, "_fingerprint", None)  # a hash of what is in it, or of how it was made
+    return None if said is None else str(said)
 
 
 def _parts(spec: str) -> tuple[str, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +13,11 @@ from lilt.data.hub import is_row, row_image
 from lilt.data.transforms import Transform
 
 Fault = tuple[str, str]  # what could not be read, and why
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Pillow promises no kind of error, and its plugins raise each of these at some damage; MemoryError is none of theirs
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, TypeError, AttributeError, AssertionError, LookupError, ArithmeticError, EOFError,
+    RuntimeError, struct.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 def image_file(source: str | Path | BinaryIO) -> str | Path | BinaryIO:

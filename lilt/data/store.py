@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SHARED = Path("/dev/shm")  # where Linux keeps what processes share; a container's is often 64 MiB
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -20,7 +21,7 @@ class Store:
 
     Item i has lengths[i] rows of `shape`, or is one of `shape` where lengths is None. On disk the files are memory
     mapped and may be shared by the processes of one machine. An item counts as known once its values are written, so
-    that a killed run leaves none half. It pickles as its path; in memory, as shared memory.
+    that a killed run leaves none half. It pickles as its path; in memory, as shared memory if data workers read it.
     """
 
     def __init__(
@@ -31,8 +32,13 @@ class Store:
         dtype: str = "fp32",
         lengths: Tensor | None = None,
         gives: torch.dtype = torch.float32,
+        shared: bool = True,
     ):
-        """folder: where the files are or will be; None keeps the rows in memory. gives: the type they are read as."""
+        """folder: where the files are or will be; None keeps the rows in memory. gives: the type they are read as.
+
+        shared: rows in memory are read by other processes too.
+        """
+        self.shared = shared
         self.folder, self.count, self.shape, self.dtype, self.gives = folder, count, tuple(shape), DTYPES[dtype], gives
         self.offsets = None if lengths is None else torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
         self._open()
@@ -48,7 +54,9 @@ class Store:
         values = rows * math.prod(self.shape)
         if self.folder is None:
             flat, self.known = torch.zeros(values, dtype=self.dtype), torch.zeros(self.count, dtype=torch.bool)
-            flat.share_memory_(), self.known.share_memory_()
+            if self.shared:
+                _share(flat)
+                _share(self.known)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             # a new file grows to its size here, and fresh bytes are zero: nothing is known
@@ -98,6 +106,24 @@ class Store:
         if not bool(good.all()):
             rows = torch.where(good.view(-1, *[1] * (rows.ndim - 1)), rows, 0)
         return rows.to(self.gives)
+
+
+def shared_free() -> int | None:
+    """Return the bytes that are free in shared memory; None where it has no place of its own."""
+    return shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
+
+
+def _share(values: Tensor) -> None:
+    try:
+        values.share_memory_()
+    except RuntimeError as error:
+        free = shared_free()
+        there = "" if free is None else f", and {free / 2**30:.2f} GiB are free in {SHARED}"
+        raise ValueError(
+            f"rows kept for data workers need {values.nbytes / 2**30:.2f} GiB of shared memory{there} ({error}); "
+            "expected place for them; start the container with a larger --shm-size, or use --reuse disk or off, or "
+            "--workers 0, which shares nothing"
+        ) from error
 
 
 def _mapped(file: Path, count: int, dtype: torch.dtype) -> Tensor:

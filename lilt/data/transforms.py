@@ -15,6 +15,7 @@ from lilt.registry import Registry, construct, parse_call, split_top
 from lilt.towers.base import ImageContract
 
 Transform = Callable[[Image.Image], Tensor]
+THIN = 16  # times as long as wide: from here on
 augmentations: Registry[Callable[..., v2.Transform]] = Registry("augmentation")
 
 
@@ -25,6 +26,33 @@ class Rot90(v2.Transform):  # type: ignore[misc]
         turns = int(torch.randint(4, ()))
         out = [v2.functional.rotate(x, 90.0 * turns) if turns else x for x in inputs]
         return out[0] if len(out) == 1 else tuple(out)
+
+
+class Middle(v2.Transform):  # type: ignore[misc]
+    """Resize the shorter side to `side` and take the middle, px by px."""
+
+    def __init__(self, side: int, px: int, mode: InterpolationMode):
+        super().__init__()
+        self.side, self.px, self.mode = side, px, mode
+        self.resize, self.crop = v2.Resize(side, interpolation=mode, antialias=True), v2.CenterCrop(px)
+
+    def forward(self, picture: Image.Image) -> Image.Image:
+        """Return the middle; of a thin picture only that is resized, since 1 by 8000 would become gigabytes."""
+        short, long = sorted(picture.size)
+        resized = self._strip(picture, short, long) if long > THIN * short else self.resize(picture)
+        made: Image.Image = self.crop(resized)
+        return made
+
+    def _strip(self, picture: Image.Image, short: int, long: int) -> Image.Image:
+        """Return what the resized picture would have in the middle of its longer side, px of them."""
+        length = int(self.side * long / short)  # as torchvision rounds it
+        start = round((length - self.px) / 2)
+        # Pillow reads beyond the box what its filter needs, so this is a part of the whole and no picture of its own
+        low, high = (at * long / length for at in (start, start + self.px))
+        wide = picture.width > picture.height
+        box = (low, 0.0, high, float(short)) if wide else (0.0, low, float(short), high)
+        size = (self.px, self.side) if wide else (self.side, self.px)
+        return picture.resize(size, Image.Resampling[self.mode.name], box)
 
 
 def crop(px: int, mode: InterpolationMode, low: float = 0.5, high: float = 1.0) -> v2.Transform:
@@ -66,8 +94,7 @@ def eval_transform(contract: ImageContract) -> Transform:
     if contract.transform is not None:
         return contract.transform
     px, mode = contract.image_px, InterpolationMode(contract.interpolation)
-    steps = [v2.Resize(round(px / contract.crop), interpolation=mode, antialias=True), v2.CenterCrop(px)]
-    return v2.Compose([*steps, *_to_tensor(contract)])
+    return v2.Compose([Middle(round(px / contract.crop), px, mode), *_to_tensor(contract)])
 
 
 def train_transform(contract: ImageContract, augment: str) -> Transform:
@@ -91,7 +118,7 @@ def train_transform(contract: ImageContract, augment: str) -> Transform:
         }
         steps.append(construct(lambda make=make, **options: make(px, mode, **options), call, fields))
     if not any(call.name == "crop" for call in calls):
-        steps += [v2.Resize(px, interpolation=mode, antialias=True), v2.CenterCrop(px)]
+        steps.append(Middle(px, px, mode))
     return v2.Compose([*steps, *_to_tensor(contract)])
 
 

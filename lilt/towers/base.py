@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lilt.registry import Registry
 from lilt.towers.anatomy import CONTAINERS, NOTHING, Anatomy, Named, survey
 from lilt.towers.roles import find_named
+from lilt.towers.structure import structure
 
 Inputs = Tensor | dict[str, Tensor]
 
@@ -85,7 +86,8 @@ class Tower(nn.Module):
         self.dim = 0
         self.anatomy = Anatomy((), ())
         self.roles: dict[str, str] | None = None  # what its owner says of its parts: path pattern -> role
-        self.fingerprint = ""
+        self.fingerprint = ""  # of the weights
+        self.structure = ""  # of all else that decides what they compute
         self.still: frozenset[str] = frozenset()  # modules of the body that stay in eval mode
         self.fates: dict[str, Any] | None = None  # set when a policy is applied: trained parameter -> why
 
@@ -157,7 +159,7 @@ class Tower(nn.Module):
                 f"the {self.side} tower {self.spec!r} does not run on {what}: {error}. Expected (B, width) or tokens; "
                 f"check pool={self.pool}, layers and the input contract"
             ) from error
-        self.fingerprint = fingerprint(self.body)
+        self.fingerprint, self.structure = fingerprint(self.body), structure(self.body)
         return self
 
     def _measure(self) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lilt.data import PairDataset
+from lilt.data.hub import is_row, row_stamp
+from lilt.data.stamp import file_stamp
 from lilt.demo.generate import cache_folder
 from lilt.towers import ImageContract, Tokenizer
 
@@ -26,9 +28,12 @@ def folder_of(facts: Mapping[str, Any]) -> Path:
 def image_facts(pairs: PairDataset, contract: ImageContract, augment: str) -> dict[str, Any] | None:
     """Return what the pixels of all views depend on; None where nothing tells: a preprocess of one's own.
 
-    A file counts as the same while its path, size and time of change are.
+    A file counts as the same while its path, size and time of change are; a row of a dataset, while its files are.
     """
     if contract.transform is not None:
+        return None
+    stamps = [row_stamp(path) if is_row(path) else file_stamp(path) for path in pairs.paths]
+    if None in stamps:
         return None
     seed = None if augment == "none" else pairs.seed
     return {
@@ -36,7 +41,7 @@ def image_facts(pairs: PairDataset, contract: ImageContract, augment: str) -> di
         "augment": augment,
         "views": pairs.views,
         "seed": seed,
-        "files": _digest(_stamp(path) for path in pairs.paths),
+        "files": _digest(f"{path} {stamp}" for path, stamp in zip(pairs.paths, stamps, strict=True)),
     }
 
 
@@ -45,14 +50,6 @@ def caption_facts(pairs: PairDataset, tokenizer: Tokenizer) -> dict[str, Any]:
     flat = pairs.table.flat
     tokens = {name: hashlib.sha256(values.numpy().tobytes()).hexdigest() for name, values in flat.items()}
     return {"tokens": tokens, "lengths": _digest(pairs.table.offsets.tolist()), "tokenizer": tokenizer.describe()}
-
-
-def _stamp(path: str) -> str:
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return path
-    return f"{path} {found.st_size} {found.st_mtime_ns}"
 
 
 def _digest(items: Iterable[Any]) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
-import psutil
 import torch
 from accelerate import Accelerator
 
 from lilt import distributed
 from lilt.config import TrainConfig
 from lilt.data import Batch, Batches, Collate, Pairs, make_loader
+from lilt.memory import available
 from lilt.train.shelf import Shelf
 
 AHEAD_SHARE = 0.25  # of the free memory that pieces prepared ahead may fill
@@ -70,5 +70,5 @@ def piece_rows(rows: int, micro_batch: int | None) -> int | None:
 def ahead(batches: Batches, workers: int, image_shape: tuple[int, ...]) -> int:
     """Return how many pieces each data worker prepares ahead: the next batch, where memory has place for it."""
     size = 4 * batches.piece * math.prod(image_shape)
-    place = AHEAD_SHARE * psutil.virtual_memory().available / distributed.local_world_size() / size
+    place = AHEAD_SHARE * available() / distributed.local_world_size() / size
     return max(2, min(math.ceil(batches.pieces / workers), int(place / workers)))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -18,6 +17,8 @@ from torch import Tensor
 from lilt import distributed
 from lilt.config import TrainConfig
 from lilt.data import Collate, PairDataset, Pairs, Store
+from lilt.data.store import shared_free
+from lilt.memory import available
 from lilt.model import Teacher, TwoTower
 from lilt.towers import Inputs
 from lilt.towers.find_front import find_front
@@ -30,7 +31,7 @@ from lilt.train.sources import Source, find_sources
 REUSE = ("auto", "off", "memory", "disk")
 HOW = {"memory": "kept in memory", "disk": "kept on disk"}
 READ = 500e6  # bytes a second that a disk is trusted to read
-MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, that auto takes
+MEMORY_SHARE, SHARED_SHARE, DISK_SHARE = 0.25, 0.5, 0.5  # of what is free, that auto takes
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Reuse:
         return place
 
     def _best(self, source: Source, probe: Probe, size: float) -> str | None:
-        if distributed.world_size() == 1 and size < MEMORY_SHARE * psutil.virtual_memory().available:
+        if distributed.world_size() == 1 and size < self._room():
             return "memory"
         if source.facts is None or probe.bytes / READ > probe.seconds:
             return None
@@ -170,12 +171,19 @@ class Reuse:
         folder.mkdir(parents=True, exist_ok=True)
         return "disk" if size < DISK_SHARE * shutil.disk_usage(folder).free else None
 
+    def _room(self) -> float:
+        """Return the bytes of memory that a store may take."""
+        shared = shared_free() if self.config.workers else None  # without workers nothing is shared
+        room = MEMORY_SHARE * available()
+        return room if shared is None else min(room, SHARED_SHARE * shared)
+
     def _store(self, source: Source, probe: Probe, place: str) -> Store:
         folder: Path | None = None
         if place == "disk":
             assert source.facts is not None
             folder = folder_of(source.facts)
-        return Store(folder, source.count, probe.shape, self.dtype, probe.lengths, probe.gives)
+        shared = self.config.workers > 0
+        return Store(folder, source.count, probe.shape, self.dtype, probe.lengths, probe.gives, shared)
 
     def _fill(self, source: Source, store: Store) -> Store:
         """Compute what is not known, each rank its share."""

@@ -6,12 +6,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
 from lilt import distributed
 from lilt.data.store import take_place
+from lilt.memory import available
 
 SPILL = ("auto", "off", "disk")
 DEVICE_SHARE, HOST_SHARE = 0.25, 0.5  # of what is free when a step begins
@@ -37,7 +37,7 @@ class Shelf:
     def clear(self) -> None:
         """Begin a step: nothing that was kept before is needed any more."""
         self._files = self.on_disk = 0
-        self._host = HOST_SHARE * psutil.virtual_memory().available / distributed.local_world_size()
+        self._host = HOST_SHARE * available() / distributed.local_world_size()
         self._device = 0.0
         if torch.cuda.is_available():
             idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch's own, and free for us

@@ -16,6 +16,7 @@ from lilt.model import Teacher
 from lilt.towers import ImageContract, Inputs, Tokenizer
 from lilt.towers.base import fingerprint
 from lilt.towers.front import Front
+from lilt.towers.structure import structure
 from lilt.train.address import caption_facts, image_facts
 from lilt.train.objectives import parse_objective
 
@@ -68,6 +69,7 @@ def find_sources(
     if teacher is not None:
         needs = parse_objective(config.distill).needs
         network = {"fingerprint": fingerprint(teacher.network), "spec": config.teacher, "needs": needs}
+        network["structure"] = structure(teacher.network)
         own = str(config.teacher).startswith(OWN_CODE)
         told = None if own or pixels is None else {**facts, **network, **pixels}
         found.append(Source("teacher", teacher, count, batches, told))
@@ -104,4 +106,5 @@ def _front_facts(front: Front) -> dict[str, Any] | None:
     if tower.spec.startswith(OWN_CODE):
         return None
     read = front.last or f"all, pool={tower.pool}"
-    return {"fingerprint": tower.fingerprint, "spec": tower.spec, "roles": tower.roles, "read": read}
+    told = {"fingerprint": tower.fingerprint, "structure": tower.structure}  # both from before any edit
+    return {**told, "spec": tower.spec, "roles": tower.roles, "read": read}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lilt.build import build_model, build_pairs
 from lilt.config import TrainConfig
-from lilt.data import Batch, Collate, Pairs, Sample, eval_transform, open_image, read_image
+from lilt.data import Batch, Collate, Pairs, Sample, eval_transform, open_image, pack, read_image
 from lilt.model import TwoTower
 from lilt.towers import ImageContract
 from lilt.train.learner import Learner
@@ -60,6 +61,54 @@ def test_no_damage_whatever_stops_the_reader(tmp_path: Path, ending: str) -> Non
         file.write_bytes(broken)
         image, fault = read_image(str(file), eval_transform(ImageContract(16)))
         assert (image is None) != (fault is None)
+
+
+def broken_exif(tag: int) -> bytes:
+    """A picture on its side, whose EXIF has one byte wrong: a description goes by the number of another tag."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "of a boat"
+    made = BytesIO()
+    Image.new("RGB", (8, 6)).save(made, "JPEG", exif=exif)
+    content = bytearray(made.getvalue())
+    content[content.index(bytes.fromhex("010e0002")) + 1] = tag
+    return bytes(content)
+
+
+def odd_dds() -> bytes:
+    made = BytesIO()
+    Image.new("RGB", (8, 6)).save(made, "DDS")
+    content = bytearray(made.getvalue())
+    content[80:84] = bytes(4)  # says of no known kind of pixels
+    return bytes(content)
+
+
+def other_errors() -> dict[str, bytes]:
+    """Pictures at which Pillow raises something else than it does at most."""
+    return {"error": broken_exif(0), "TypeError": broken_exif(26), "NotImplementedError": odd_dds()}
+
+
+@pytest.mark.parametrize("error", other_errors())
+def test_an_unusual_error_of_pillow_is_a_fault_too(tmp_path: Path, error: str) -> None:
+    file = tmp_path / "odd.jpg"
+    file.write_bytes(other_errors()[error])
+    image, fault = read_image(str(file), eval_transform(ImageContract(16)))
+    assert image is None
+    assert fault is not None
+    assert fault[0] == str(file)
+    assert fault[1].startswith(f"{error}: ")
+    Image.new("RGB", (8, 6)).save(tmp_path / "good.png")
+    samples = [Sample(tmp_path / name, ("a boat",), "train") for name in ("odd.jpg", "good.png")]
+    packed = pack(samples, tmp_path / "shards", image_px=4)
+    assert [name for name, _ in packed.bad] == [str(file)]
+
+
+def test_no_place_in_memory_is_no_fault_of_a_picture(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", full)
+    with pytest.raises(MemoryError):
+        read_image(str(pictures / "red0.png"), eval_transform(ImageContract(16)))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1", "LA"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
@@ -20,6 +22,7 @@ from lilt.data import (
     Collate,
     PairDataset,
     Sample,
+    hub,
     open_image,
     pack,
     read_image,
@@ -28,6 +31,7 @@ from lilt.data import (
     select,
     train_transform,
 )
+from lilt.data.hub import row_stamp
 from lilt.towers import ImageContract
 from lilt.towers.tokenizer import HfTokenizer
 
@@ -153,6 +157,81 @@ def test_a_broken_picture_is_a_fault_with_its_row(tmp_path: Path) -> None:
         reasons.append(fault[1])
     assert reasons[0].startswith("UnidentifiedImageError: ")
     assert reasons[1] == "ValueError: the row has no picture"
+
+
+@pytest.fixture
+def reopened(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the stamps of rows as another process finds them."""
+
+    def stamps(spec: str, rows: int = 2) -> list[str | None]:
+        hub._open.cache_clear()
+        hub._outside.cache_clear()
+        return [row_stamp(f"{spec}#train/{row}") for row in range(rows)]
+
+    return stamps
+
+
+def plain(colour: int) -> datasets.Dataset:
+    """Two pictures of one size in a table of one size, whatever the colour."""
+    pictures = [Image.new("RGB", (8, 8), (colour, colour, row)) for row in range(2)]
+    return datasets.Dataset.from_dict({"image": pictures, "caption": ["a", "b"]}).cast_column("image", datasets.Image())
+
+
+def test_rows_of_a_dataset_saved_again_are_others(tmp_path: Path, reopened: Any) -> None:
+    spec = f"hf:{tmp_path / 'table'}"
+    plain(7).save_to_disk(tmp_path / "table")
+    first = reopened(spec)
+    assert None not in first
+    assert reopened(spec) == first
+    shutil.rmtree(tmp_path / "table")
+    plain(8).save_to_disk(tmp_path / "table")
+    assert not set(reopened(spec)) & set(first)
+
+
+def test_rows_in_memory_are_told_by_what_datasets_says(
+    tmp_path: Path, reopened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 10**9)
+    found = []
+    for colour in (7, 7, 8):
+        shutil.rmtree(tmp_path / "table", ignore_errors=True)
+        plain(colour).save_to_disk(tmp_path / "table")
+        found.append(reopened(f"hf:{tmp_path / 'table'}"))
+    assert found[0] == found[1] != found[2]
+    assert None not in found[0]
+    # as if a later version of the package said nothing
+    monkeypatch.setattr(hub, "_load", lambda *spec: {"train": without_fingerprint(plain(8))})
+    assert reopened(f"hf:{tmp_path / 'table'}") == [None, None]
+
+
+def without_fingerprint(table: datasets.Dataset) -> datasets.Dataset:
+    cast = table.cast_column
+
+    def keep(*options: Any) -> datasets.Dataset:
+        table._fingerprint = "again"
+        return cast(*options)
+
+    table.cast_column = keep
+    del table._fingerprint
+    return table
+
+
+def test_a_picture_that_the_dataset_only_points_to_is_told_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for name in ("one", "two"):
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
+    (folder / "metadata.csv").write_text("file_name,text\none.png,a\ntwo.png,b\n")
+    names = [str(sample.image) for sample in read_table(f"hf:{tmp_path}")]
+    first = [row_stamp(name) for name in names]
+    Image.new("RGB", (9, 9), (255, 0, 0)).save(folder / "one.png")
+    second = [row_stamp(name) for name in names]
+    assert first[0] != second[0]
+    assert first[1] == second[1]
+    assert None not in first
 
 
 @pytest.mark.parametrize(

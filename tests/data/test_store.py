@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from lilt.data import Store
+from lilt.data.store import shared_free
 
 LENGTHS = torch.tensor([3, 1, 4, 2])
 where = pytest.mark.parametrize("place", ["memory", "disk"])
@@ -68,6 +70,33 @@ def test_a_copy_sees_what_the_other_writes(place: str, tmp_path: Path) -> None:
     for copy in (other, later):
         assert copy.missing().tolist() == [0, 2]
         assert copy.get(torch.tensor([1])).tolist() == [[7, 7]]
+
+
+def test_without_workers_nothing_is_shared() -> None:
+    store = Store(None, 3, (2,), shared=False)
+    assert not store.rows.is_shared() and not store.known.is_shared()
+    store.put(torch.tensor([1]), torch.ones(1, 2))
+    assert store.get(torch.tensor([1, 0])).tolist() == [[1, 1], [0, 0]]
+
+
+def test_too_little_shared_memory_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    monkeypatch.setattr("lilt.data.store.SHARED", tmp_path)
+    message = (
+        r"need 0\.50 GiB of shared memory, and [\d.]+ GiB are free in .*No space left.*; expected place for them; "
+        r"start the container with a larger --shm-size, or use --reuse disk or off, or --workers 0"
+    )
+    with pytest.raises(ValueError, match=message):
+        Store(None, 2**17, (2**10,))
+    assert shared_free() == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+    monkeypatch.setattr("lilt.data.store.SHARED", tmp_path / "nowhere")
+    assert shared_free() is None
+    with pytest.raises(ValueError, match=r"of shared memory \(unable to allocate"):
+        Store(None, 2, (2,))
+    Store(None, 2, (2,), shared=False)
 
 
 def test_rows_are_given_as_they_were_made() -> None:

@@ -6,15 +6,18 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lilt.data import dataset as dataset_module
-from lilt.data import read_image
+from lilt.data import hub, read_image
+from lilt.data import store as store_module
 from lilt.towers.front import Front
 from lilt.train import Trainer
 from lilt.train.reuse import Reuse
@@ -186,6 +189,96 @@ def test_a_changed_picture_is_computed_anew(run: Run, pictures: Path, tmp_path: 
     Image.new("RGB", (41, 40), (1, 2, 3)).save(folder / "red0.png")
     same(plain(run, "off", reuse="off", **options), plain(run, "two", reuse="disk", **options))
     assert len(set(cache.iterdir()) - before) == 1  # the captions are the same
+
+
+def table(folder: Path, pictures: Path, turned: bool) -> str:
+    """Save the pictures of the manifest as a Hugging Face dataset, each as it is or as its neighbour's."""
+    columns: dict[str, list[Any]] = {"image": [], "captions": []}
+    for line in (pictures / "manifest.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["split"] == "train":
+            columns["image"].append({"bytes": (pictures / row["image"]).read_bytes(), "path": None})
+            columns["captions"].append(row["captions"])
+    if turned:
+        columns["image"] = columns["image"][1:] + columns["image"][:1]
+    shutil.rmtree(folder, ignore_errors=True)
+    made = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    datasets.DatasetDict({"train": made}).save_to_disk(folder)
+    hub._open.cache_clear()  # as in a later process
+    return f"hf:{folder}"
+
+
+def test_a_dataset_saved_again_is_computed_anew(run: Run, pictures: Path, tmp_path: Path, cache: Path) -> None:
+    options: dict[str, Any] = {"policy": "frozen", "val_split": "none", "test_split": "none"}
+    data, kept = table(tmp_path / "table", pictures, turned=False), []
+    for name in ("one", "two", "turned"):
+        if name == "turned":
+            table(tmp_path / "table", pictures, turned=True)
+        on = plain(run, name, reuse="disk", data=data, **options)
+        same(plain(run, f"{name}_off", reuse="off", data=data, **options), on)
+        kept.append(len(list(cache.iterdir())))
+    assert kept == [2, 2, 3]  # images and captions, then what is there, then other images of the same captions
+
+
+@pytest.mark.parametrize("side", ["text", "vision", "teacher"])
+def test_a_changed_setting_of_a_tower_is_computed_anew(
+    run: Run, side: str, tiny_text: str, tiny_vision: str, tmp_path: Path, cache: Path
+) -> None:
+    source, _, there = (tiny_text if side == "text" else tiny_vision).partition(":")
+    folder = tmp_path / "tower"
+    shutil.copytree(there, folder)
+    options: dict[str, Any] = {"policy": "frozen", side: f"{source}:{folder}"}
+    if side == "teacher":
+        options["distill"] = "mse"
+    plain(run, "one", reuse="disk", **options)
+    before = set(cache.iterdir())
+    settings = json.loads((folder / "config.json").read_text())
+    if side == "text":
+        settings["hidden_act"] = "relu"
+    else:
+        settings["model_args"]["act_layer"] = "relu"
+    (folder / "config.json").write_text(json.dumps(settings))
+    same(plain(run, "off", reuse="off", **options), plain(run, "two", reuse="disk", **options))
+    assert len(set(cache.iterdir()) - before) == 1
+
+
+@pytest.mark.parametrize("policy", ["last(1)", "layernorm(blocks=last:1)+lora(r=2,blocks=last:1)"])
+def test_policies_with_the_same_front_share_its_rows(run: Run, policy: str, cache: Path) -> None:
+    plain(run, "one", policy="bitfit(blocks=last:1)", reuse="disk", max_steps=1)
+    before = set(cache.iterdir())
+    plain(run, "two", policy=policy, reuse="disk", max_steps=1)
+    assert set(cache.iterdir()) == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_auto_looks_at_what_processes_can_share(run: Run, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker gives a container 64 MiB; what does not fit half of what is free there is not put there."""
+    monkeypatch.setattr("lilt.train.reuse.READ", 1.0)  # a very slow disk: memory or nothing
+    usage = shutil.disk_usage
+    small = SimpleNamespace(free=3000)  # 12 images are 1536 bytes, the captions more
+
+    def look(path: Any) -> Any:
+        return small if Path(path) == store_module.SHARED else usage(path)
+
+    monkeypatch.setattr(shutil, "disk_usage", look)
+    monkeypatch.setattr(store_module, "SHARED", Path("/"))
+    stores: list[Any] = []
+    plain(run, "auto", policy="frozen", workers=workers, wish=lambda t: stores.append(t.collate.stores))
+    assert stores[0].keys() == (set() if workers else {"vision", "text"})
+    assert not any(store.rows.is_shared() for store in stores[0].values())
+    small.free = 30_000
+    plain(run, "more", policy="frozen", workers=workers, wish=lambda t: stores.append(t.collate.stores))
+    assert stores[1].keys() == {"vision", "text"}
+    assert all(store.rows.is_shared() == bool(workers) for store in stores[1].values())
+
+
+def test_auto_looks_at_the_memory_of_the_container(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lilt.train.reuse.READ", 1.0)
+    stores: list[Any] = []
+    for left in (10, 10**6):
+        monkeypatch.setattr("lilt.train.reuse.available", lambda left=left: left)
+        plain(run, f"of{left}", policy="frozen", wish=lambda t: stores.append(t.collate.stores))
+    assert [set(found) for found in stores] == [set(), {"vision", "text"}]
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
 from lilt.config import TrainConfig
 from lilt.data import Batches, Store
 from lilt.data.order import Order
+from lilt.memory import available
 from lilt.train import Trainer
 from lilt.train.check import check
 from lilt.train.feed import ahead, piece_rows
@@ -47,7 +47,7 @@ def test_auto_goes_to_disk_where_memory_is_short(run: Run, monkeypatch: pytest.M
     plain = run("plain", policy="last(1)", **OPTIONS)
     said: list[str] = []
     # place for some of the images of a step and no more
-    monkeypatch.setattr("lilt.train.shelf.HOST_SHARE", 8 * 3 * 32 * 32 * 4 / psutil.virtual_memory().available)
+    monkeypatch.setattr("lilt.train.shelf.HOST_SHARE", 8 * 3 * 32 * 32 * 4 / available())
 
     def listen(trainer: Trainer) -> None:
         monkeypatch.setattr(trainer.log, "say", said.append)
@@ -145,8 +145,8 @@ def test_many_small_pieces_leave_few_files_open(run: Run, micro_batch: int) -> N
 def test_workers_prepare_a_batch_ahead_and_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = Batches(Order([100_000]), 32_768, piece=512)
     image = 4 * 3 * 32 * 32
-    monkeypatch.setattr("lilt.train.feed.AHEAD_SHARE", 32_768 * image * 2 / psutil.virtual_memory().available)
+    monkeypatch.setattr("lilt.train.feed.AHEAD_SHARE", 32_768 * image * 2 / available())
     assert ahead(batches, 4, (3, 32, 32)) == 16
-    monkeypatch.setattr("lilt.train.feed.AHEAD_SHARE", 16_384 * image / psutil.virtual_memory().available)
+    monkeypatch.setattr("lilt.train.feed.AHEAD_SHARE", 16_384 * image / available())
     assert 6 <= ahead(batches, 4, (3, 32, 32)) <= 9
     assert ahead(batches, 4, (3, 999, 999)) == 2
