@@ -86,21 +86,26 @@ class Softmax(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(
-                f"softmax: smoothing={self.smoothing}; expected a share of the target, at least 0 and below 1; give 0.1"
-            )
+        check_smoothing("softmax", self.smoothing)
 
 
 @losses.register("sigmoid")
 @dataclass(frozen=True, kw_only=True)
 class Sigmoid(Loss):
-    """Binary cross-entropy of each pair alone, as SigLIP, with a learned bias."""
+    """Binary cross-entropy of each pair alone, as SigLIP, with a learned bias.
 
+    smoothing: share of each answer that is spread evenly over yes and no.
+    """
+
+    smoothing: float = 0.0
     full = staticmethod(sigmoid_contrastive)
     tiled = staticmethod(chunked_sigmoid)
     scale_start: ClassVar[float | None] = 10.0
     bias_start: ClassVar[float | None] = -10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_smoothing("sigmoid", self.smoothing)
 
 
 @losses.register("hinge")
@@ -119,6 +124,12 @@ class Hinge(Loss):
             raise ValueError(
                 f"hinge: margin={self.margin}; expected a distance of cosines, above 0 and at most 2; give 0.2"
             )
+
+
+def check_smoothing(loss: str, share: float) -> None:
+    """Raise ValueError for what is no share of a target."""
+    if not 0 <= share < 1:
+        raise ValueError(f"{loss}: smoothing={share}; expected a share of the target, at least 0 and below 1; give 0.1")
 
 
 def given(value: Tensor | None, name: str, loss: str) -> Tensor:

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from lilt.losses import SAME, Loss, Relation, build_loss
 
-SPECS = ("softmax", "softmax(smoothing=0.2)", "sigmoid", "hinge(margin=0.5)", "hinge(margin=0.5,hardest=true)")
+SPECS = (
+    "softmax", "softmax(smoothing=0.2)", "sigmoid", "sigmoid(smoothing=0.2)", "hinge(margin=0.5)",
+    "hinge(margin=0.5,hardest=true)",
+)  # fmt: skip
 
 
 def unit(seed: int, rows: int, dim: int = 5, requires_grad: bool = True) -> Tensor:

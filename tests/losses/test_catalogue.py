@@ -13,7 +13,8 @@ SPOKEN = {
     "softmax(smoothing=0.1,chunk=4096)": Softmax(smoothing=0.1, chunk=4096),
     "softmax(0.1,4096)": Softmax(smoothing=0.1, chunk=4096),
     "sigmoid": Sigmoid(),
-    "sigmoid(4096)": Sigmoid(chunk=4096),
+    "sigmoid(chunk=4096)": Sigmoid(chunk=4096),
+    "sigmoid(0.1,4096)": Sigmoid(smoothing=0.1, chunk=4096),
     "hinge(margin=0.3,hardest=true,chunk=none)": Hinge(margin=0.3, hardest=True),
 }
 WRONG = {
@@ -21,6 +22,7 @@ WRONG = {
     "softmax(smooth=0.1)": "softmax has no option 'smooth'; it takes: smoothing, chunk. Did you mean 'smoothing'?",
     "softmax(smoothing=1)": "softmax: smoothing=1.0; expected a share .* below 1; give 0.1",
     "softmax(smoothing=-0.1)": "softmax: smoothing=-0.1; expected a share",
+    "sigmoid(smoothing=1.5)": "sigmoid: smoothing=1.5; expected a share",
     "sigmoid(chunk=0)": "chunk=0; expected at least 1 row at a time; give 1024, or none",
     "hinge(margin=0)": "hinge: margin=0.0; expected a distance of cosines, above 0 and at most 2; give 0.2",
     "hinge(hardest=yes)": "hinge: hardest=yes is not a truth value; write true or false",

@@ -15,8 +15,8 @@ from tests.losses.batches import Joint, chunked, close, joint, related, scalar, 
 FULL = chunked("sigmoid", None)
 
 
-def slow(batch: Joint, rows: slice) -> tuple[float, float]:
-    """The sums over positives and over negatives of -log sigmoid(z (s x.y + b)), a valid row of the joint batch."""
+def slow(batch: Joint, rows: slice, smoothing: float = 0.0) -> tuple[float, float]:
+    """The sums over positives and over negatives of the cross-entropies, a valid row of the joint batch."""
     positive, out, real = related(batch.relation)
     scale, bias = batch.scale.item(), batch.bias.item()
     sums = [0.0, 0.0]
@@ -27,28 +27,32 @@ def slow(batch: Joint, rows: slice) -> tuple[float, float]:
                 product = sum(float(x) for x in image[i] * text[j])
                 sign = 1 if positive[i][j] else -1
                 logit = scale * product + bias
-                sums[sign < 0] += math.log(1 + math.exp(-sign * logit))
+                yes, no = -math.log(1 + math.exp(-sign * logit)), -math.log(1 + math.exp(sign * logit))
+                sums[sign < 0] -= (1 - smoothing / 2) * yes + smoothing / 2 * no
     ours = sum(real) * (rows.stop - rows.start) / len(real)
     return sums[0] / ours, sums[1] / ours
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("rows", [slice(0, 12), slice(0, 4), slice(6, 12)])
-def test_value_and_parts_are_the_formula(seed: int, rows: slice) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_value_and_parts_are_the_formula(seed: int, rows: slice, smoothing: float) -> None:
     batch = joint(seed)
-    loss, parts = batch.run(FULL, rows)
-    near, far = slow(batch, rows)
+    loss, parts = batch.run(chunked(f"sigmoid(smoothing={smoothing})", None), rows)
+    near, far = slow(batch, rows, smoothing)
     assert loss.item() == pytest.approx(near + far, rel=1e-12)
     assert parts["positive"].item() == pytest.approx(near, rel=1e-12)
     assert parts["negative"].item() == pytest.approx(far, rel=1e-12)
 
 
 @pytest.mark.parametrize("rows", [slice(0, 12), slice(3, 9)])
-def test_the_gradient_is_that_of_finite_differences(rows: slice) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_gradient_is_that_of_finite_differences(rows: slice, smoothing: float) -> None:
     batch = joint(1)
+    smooth = chunked(f"sigmoid(smoothing={smoothing})", None)
 
     def loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        return Joint(image, text, batch.relation, scale, bias).run(FULL, rows)[0]
+        return Joint(image, text, batch.relation, scale, bias).run(smooth, rows)[0]
 
     assert torch.autograd.gradcheck(loss, (batch.image, batch.text, batch.scale, batch.bias))
 
