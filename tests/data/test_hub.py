@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -224,7 +225,9 @@ def test_a_picture_that_the_dataset_only_points_to_is_told_by_its_file(
     folder.mkdir()
     for name in ("one", "two"):
         Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
-    (folder / "metadata.csv").write_text("file_name,text\none.png,a\ntwo.png,b\n")
+    # datasets leaves metadata.csv open
+    lines = (json.dumps({"file_name": f"{name}.png", "text": name}) for name in ("one", "two"))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
     names = [str(sample.image) for sample in read_table(f"hf:{tmp_path}")]
     first = [row_stamp(name) for name in names]
     Image.new("RGB", (9, 9), (255, 0, 0)).save(folder / "one.png")
