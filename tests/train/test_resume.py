@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from lilt.train.state import find_state
 from lilt.train.stop import Stop
 from tests.train.conftest import Run, interrupt_at
 
+ROOT = Path(__file__).parents[2]
 # dropout in both towers, augmentation, a caption drawn anew in each epoch
 NOISY: dict[str, Any] = {"policy": "lora(r=2)", "epochs": 4, "batch_size": 5, "augment": "crop(0.4,1)+hflip"}
 
@@ -159,3 +163,13 @@ def test_data_workers_leave_ctrl_c_to_the_main_process(run: Run) -> None:
         trainer.dataset.transform = transform
 
     assert run(epochs=1, workers=1, val_split="none", wish=wish).outcome.finished
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_after_three_kills_the_file_is_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--kills", "3", "--output", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    (row,) = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert row["same"] and row["kills"] >= 2  # the last may come too late
