@@ -123,3 +123,4 @@ def main(vision: str, text: str, pictures: str, output: str, few: str = "") -> N
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    distributed.leave()

@@ -55,3 +55,4 @@ def main(text: str, pictures: str, output: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    distributed.leave()

@@ -106,3 +106,4 @@ def main(vision: str, text: str, pictures: str, output: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    distributed.leave()

@@ -116,3 +116,9 @@ def test_a_lone_process_of_accelerate_launch_uses_all_cores(variables: dict[str,
     out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     expected = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert int(out.stdout) == (expected if all_cores and not torch.accelerator.is_available() else 1)
+
+
+def test_a_program_leaves_its_group(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
+    assert main(["policies"]) == 0
+    assert not torch.distributed.is_initialized()

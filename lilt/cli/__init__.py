@@ -35,7 +35,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `lilt COMMAND …`; user errors go to stderr with status 2 and no traceback."""
+    """Run `lilt COMMAND …`; user errors go to stderr with status 2 and no traceback.
+
+    Of several processes each leaves their group at the end: what exchanges something afterwards starts another program.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     console = Console(stderr=True)
     name = argv[0] if argv else "--help"
@@ -45,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise ValueError(f"unknown command {name!r}; known: {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}")
-        return COMMANDS[name](argv[1:])
+        status = COMMANDS[name](argv[1:])
+        if "torch" in sys.modules:  # which takes seconds to import, and not every answer needs it
+            from lilt.distributed import leave
+
+            leave()
+        return status
     except (ValueError, OSError) as error:
         message = str(error)
     except KeyboardInterrupt:

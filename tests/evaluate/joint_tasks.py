@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 import lilt
+from lilt import distributed
 from lilt.evaluate import Setting, evaluate, parse_task
 
 BY_NAME = r"label_from=([a-z]+)\d"
@@ -29,3 +30,4 @@ def main(run: str, data: str, image_root: str, output: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    distributed.leave()

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 import lilt
+from lilt import distributed
 from lilt.evaluate import Setting, evaluate, parse_task
 from lilt.evaluate.rows import Advance
 
@@ -49,3 +50,4 @@ def main(run: str, data: str, image_root: str, folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    distributed.leave()

@@ -52,3 +52,4 @@ def taken(config: TrainConfig, folder: Path) -> Any:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    distributed.leave()

@@ -266,8 +266,7 @@ def main(config: str, folder: str) -> None:
         align(TrainConfig(**json.loads(config)), Console(quiet=True))
     except ValueError as error:
         (Path(folder) / f"{distributed.rank()}.txt").write_text(str(error))
-    # a process that ends with an open group may abort on its way out
-    torch.distributed.destroy_process_group()
+    distributed.leave()
 
 
 if __name__ == "__main__":
