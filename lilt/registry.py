@@ -89,8 +89,8 @@ def parse_call(text: str) -> Call:
             kwargs[key.strip()] = value.strip()
         elif kwargs:
             raise ValueError(
-                f"in {text!r} the plain value {part!r} follows a key=value; write {part!r} first; where the comma "
-                "belongs to the value, put it into a file, one value a line (templates=FILE)"
+                f"in {text!r} the plain value {part!r} follows a key=value; write {part!r} first, or where the comma "
+                "belongs to the value before it, give that value in a file, if its option reads one"
             )
         else:
             args.append(part)

@@ -79,7 +79,7 @@ def test_a_plain_value_after_a_named_one_is_an_error() -> None:
 
 
 def test_a_comma_inside_a_value_is_explained() -> None:
-    message = r"where the comma belongs to the value, put it into a file, one value a line \(templates=FILE\)"
+    message = "or where the comma belongs to the value before it, give that value in a file, if its option reads one"
     with pytest.raises(ValueError, match=message):
         parse_call("zeroshot(templates=a photo of a {}, a type of pet.)")
 

@@ -13,15 +13,14 @@ from lilt.train.meter import Meter
 class Place:
     """Where a run stands; part of the resume state.
 
-    micro_batch: what is left of it after steps that ran out of memory, None before; proved: steps done with size pairs
-    at once.
+    micro_batch: pairs at once, None for all: as asked for, less after steps that ran out of memory; proved: steps done
+    with so many.
     """
 
     step: int = 0
     best: float = -math.inf
     best_step: int = 0
     micro_batch: int | None = None
-    size: int | None = None
     proved: int = 0
 
     def state_dict(self) -> dict[str, Any]:

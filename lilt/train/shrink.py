@@ -59,8 +59,8 @@ class Shrink:
         if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which updates weights on the way back
             return step(self._size)
         state = random_state(accelerator.device)
-        if self._size != self.place.size:  # a run may go on with a smaller one
-            self.place.size, self.place.proved = self._size, 0
+        if self._size != self.place.micro_batch:  # at the start, and where a run goes on with a smaller one
+            self.place.micro_batch, self.place.proved = self._size, 0
         while True:
             # until a size has proved itself nothing is exchanged on the way back, where nobody could be told
             careful = self.host.world > 1 and self.place.proved < PROBATION and not accelerator.is_fsdp2
@@ -116,7 +116,7 @@ class Shrink:
                 f"{said} with one pair at once; expected memory for one; use --checkpointing, --precision bf16, fewer "
                 "--train_tokens, a smaller --image_px, or a policy that trains upper blocks alone, such as last(2)"
             )
-        self.place.micro_batch, self.place.size, self.place.proved = half, half, 0
+        self.place.micro_batch, self.place.proved = half, 0
         for parameter in self.learner.trained().values():
             parameter.grad = None
         recover(self.accelerator, self.learner)

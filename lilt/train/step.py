@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from lilt.towers.front import Front
 from lilt.train.distill import Distiller
 from lilt.train.engine import finish, silent
 from lilt.train.learner import Outputs
+from lilt.train.passes import Towers
 from lilt.train.randomness import random_state, set_random_state
 
 Parts = dict[str, Tensor]
@@ -109,65 +109,59 @@ def backward(
     keep puts what waits for the second pass where there is place.
     Source: Gao et al. 2021, arXiv 2101.06983.
     """
-    device = accelerator.device
     pieces = [piece for part in batch for piece in part.split(micro_batch or len(part.valid))]
-    facts = _facts(pieces).to(device)
-    if len(pieces) == 1:
-        piece = pieces[0].to(device)
-        taught = _taught(teacher, piece, accelerator)
-        with silent(accelerator, model) if careful else nullcontext():
-            out = model(piece.images, piece.tokens, _of(piece.stored, fronts))
-            ready()
-            loss, parts = objective(out, facts, taught)
-            accelerator.backward(loss)
-        if careful:
-            ready()
-        finish(accelerator, model, careful)
-        objective.remember()
-        return Step(loss.detach(), parts, _broken(out))
-    states, made, stored, types, said = [], [], [], [], []
-    held = pieces.pop() if len(pieces) <= HELD else None
-    with torch.no_grad():
-        for piece in pieces:
-            moved = piece.to(device)
-            said.append(_taught(teacher, moved, accelerator))
-            states.append(random_state(device))
-            known = _of(moved.stored, fronts)
-            with _recording(fronts, known) as kept:
-                made.append(model(moved.images, moved.tokens, known))
-            stored.append(_of(piece.stored, fronts) | {side: keep(rows) for side, rows in kept.items()})
-            types.append({side: rows.dtype for side, rows in (known | kept).items()})
-    if held is not None:
-        moved = held.to(device)
-        said.append(_taught(teacher, moved, accelerator))
+    facts = _facts(pieces).to(accelerator.device)
+    towers = Towers(model, accelerator, teacher, fronts)
+    if len(pieces) > 1:
+        return _in_pieces(towers, objective, pieces, facts, ready, keep)
+    with silent(accelerator, model) if careful else nullcontext():
+        out, taught = towers(pieces[0])
+        ready()
+        loss, parts = objective(out, facts, taught)
+        accelerator.backward(loss)
+    if careful:
+        ready()
+    finish(accelerator, model, careful)
+    objective.remember()
+    return Step(loss.detach(), parts, _broken(out))
+
+
+def _in_pieces(
+    towers: Towers,
+    objective: Objective,
+    pieces: Sequence[Batch],
+    facts: Batch,
+    ready: Callable[[], None],
+    keep: Callable[[Tensor], Tensor],
+) -> Step:
+    model, accelerator = towers.model, towers.accelerator
+    twice = pieces[:-1] if len(pieces) <= HELD else pieces
+    made, said, waiting = (list(column) for column in zip(*(towers.first(piece, keep) for piece in twice), strict=True))
+    held: Outputs = {}
+    if len(twice) < len(pieces):
         with silent(accelerator, model):
-            out = model(moved.images, moved.tokens, _of(moved.stored, fronts))
-        made.append({name: value.detach() for name, value in out.items()})
+            held, heard = towers(pieces[-1])
+        made.append({name: value.detach() for name, value in held.items()})
+        said.append(heard)
     ready()
     leaves = {name: _joined([out[name] for out in made]).requires_grad_() for name in made[0]}
-    taught = torch.cat([rows for rows in said if rows is not None]) if teacher is not None else None
+    taught = torch.cat([rows for rows in said if rows is not None]) if towers.teacher is not None else None
     loss, parts = objective(leaves, facts, taught)
     gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-    after = random_state(device)
-    if held is not None:
+    after = random_state(accelerator.device)
+    if held:
         with silent(accelerator, model):
-            accelerator.backward(_carried(out, gradients, len(facts.valid) - len(held.valid)))
+            accelerator.backward(_carried(held, gradients, len(facts.valid) - len(pieces[-1].valid)))
     start = 0
-    for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
-        last = number == len(pieces) - 1
-        set_random_state(device, state)
+    for again in waiting:
+        last = again is waiting[-1]
         if last:
             ready()
         # one exchange of gradients a step, behind the last piece
         with nullcontext() if last else silent(accelerator, model):
-            known = {side: rows.to(device, types[number][side]) for side, rows in stored[number].items()}
-            if "vision" in known and fronts["vision"].blind:
-                piece = replace(piece, images=piece.images[:, :0])  # nobody looks at them again
-            moved = piece.to(device)
-            out = model(moved.images, moved.tokens, known)
-            accelerator.backward(_carried(out, gradients, start))
-        start += len(piece.valid)
-    set_random_state(device, after)
+            accelerator.backward(_carried(towers.second(again), gradients, start))
+        start += len(again.piece.valid)
+    set_random_state(accelerator.device, after)
     finish(accelerator, model)
     objective.remember()
     return Step(loss.detach(), parts, _broken(leaves))
@@ -179,29 +173,6 @@ def _facts(pieces: Sequence[Batch]) -> Batch:
         torch.cat([getattr(piece, name) for piece in pieces]) for name in ("image_id", "text_id", "valid")
     )
     return Batch(torch.empty(len(valid), 0), {}, image_id, text_id, valid)
-
-
-def _of(stored: Mapping[str, Tensor], fronts: Mapping[str, Front]) -> dict[str, Tensor]:
-    """Return what is stored of fronts; a teacher's rows are not for the model."""
-    return {side: rows for side, rows in stored.items() if side in fronts}
-
-
-def _taught(teacher: Teacher | None, piece: Batch, accelerator: Accelerator) -> Tensor | None:
-    """Return what the teacher says of images, or has said before."""
-    if teacher is None or "teacher" in piece.stored:
-        return piece.stored.get("teacher")
-    with torch.no_grad(), accelerator.autocast():
-        return teacher(piece.images)
-
-
-@contextmanager
-def _recording(fronts: Mapping[str, Front], known: Collection[str]) -> Iterator[dict[str, Tensor]]:
-    """Keep what the fronts of the towers give in the forward that runs inside, but for the sides that are known."""
-    found: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        kept = {side: stack.enter_context(front.recording()) for side, front in fronts.items() if side not in known}
-        yield found
-        found.update((side, rows[0]) for side, rows in kept.items())
 
 
 def _broken(out: Outputs) -> Tensor:

@@ -114,7 +114,15 @@ def test_a_run_that_goes_on_with_smaller_pieces_has_to_prove_them(run: Run, appe
     again = run("one", resume=True, micro_batch=3, **OPTIONS)
     assert again.outcome.finished
     assert appetite.refusals == []
-    assert (again.outcome.place.size, again.outcome.place.proved) == (3, 1)  # the last of four steps
+    assert (again.outcome.place.micro_batch, again.outcome.place.proved) == (3, 1)  # the last of four steps
+
+
+def test_a_run_stays_with_the_smaller_pieces_that_it_went_on_with(run: Run, appetite: hungry.Appetite) -> None:
+    assert not run("one", wish=interrupt_once_at(2), **OPTIONS).outcome.finished
+    appetite.fits = 3
+    assert not run("one", wish=interrupt_once_at(3), resume=True, micro_batch=3, **OPTIONS).outcome.finished
+    assert run("one", resume=True, **OPTIONS).outcome.place.micro_batch == 3
+    assert appetite.refusals == []
 
 
 def test_a_single_pair_that_does_not_fit_ends_the_run(run: Run, appetite: hungry.Appetite) -> None:
