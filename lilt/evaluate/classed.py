@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from lilt.evaluate.chosen import Learned, held_split, learn_from
+from lilt.evaluate.chosen import Learned, learn_from, part_lines
 from lilt.evaluate.labelled import Label, Pattern
-from lilt.evaluate.lines import read_lines, split_names
-from lilt.evaluate.parts import Part, check_apart, draw_apart, some_of
+from lilt.evaluate.parts import Part, draw_apart, some_of
 from lilt.evaluate.sentences import Read, Sentence, kept_back, labels_of, read_sentences
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Values
@@ -62,11 +61,8 @@ class OnClasses(OnTexts):
     def classed(self, subject: Subject) -> Classed:
         """Read and part the data; every line of the test split counts, as often as it is there."""
         where, test = self.where(subject), self.test or subject.setting.split
-        known = split_names(where)
-        held = held_split(self.val, (self.train, test), known)
-        names = [self.train, test, *([held] if held else [])]
-        check_apart(self.name, names)
-        lines = read_lines(where, names, known)
+        lines = part_lines(self.name, where, (self.train, test), self.val)
+        names = list(lines)
         hidden = kept_back(lines, str(where), self.label) if self.label_from is None else ()
         said = labels_of(self.label, self.label_from, hidden)
         read = [

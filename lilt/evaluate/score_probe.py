@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lilt.evaluate.chosen import HELD, held_split
+from lilt.evaluate.chosen import HELD, part_lines
 from lilt.evaluate.classed import joined
-from lilt.evaluate.lines import read_lines, split_names
 from lilt.evaluate.metrics import pearson, spearman
-from lilt.evaluate.parts import Known, Part, check_apart, some_of
+from lilt.evaluate.parts import Known, Part, some_of
 from lilt.evaluate.probe import FITS, PENALTIES
 from lilt.evaluate.rows import Advance
 from lilt.evaluate.sentences import Read, read_sentences, scores_of
@@ -42,18 +40,16 @@ class ScoreProbe(OnTexts):
 
     def measure(self, subject: Subject) -> Values:
         where, test = self.where(subject), self.test or subject.setting.split
-        known = split_names(where)
-        held = held_split(self.val, (self.train, test), known)
-        names = [self.train, test, *([held] if held else [])]
-        check_apart(self.name, names)
         said = scores_of(self.score)
+        lines = part_lines(self.name, where, (self.train, test), self.val)
         read = {
             name: read_sentences(some, f"{where} split {name}", self.text, self.pair, said)
-            for name, some in read_lines(where, names, known).items()
+            for name, some in lines.items()
         }
-        train, queries, *more = (self._part(read[name], f"{where} split {name}") for name in names)
+        train, queries, *more = (self._part(found, f"{where} split {name}") for name, found in read.items())
         self.check_count(len(queries.items), "texts with a score to test on")
-        learn, check = self._apart(train, queries, more)
+        untested = [part.without(queries) for part in (train, *more)]
+        learn, check = self._apart(*untested)
         pooled = self.pooled(subject, [item for part in (learn, check, queries) for item in part.items])
         parts = (learn, check, queries)
         learned, checked, asked = (Known(pooled.of(p.items), p.labels).on(subject.device) for p in parts)
@@ -65,10 +61,7 @@ class ScoreProbe(OnTexts):
         yield "penalty", penalty
         for name, part in zip(("train", "validation", "test"), parts, strict=True):
             yield f"num_{name}", len(part.items)
-        yield (
-            "num_also_in_test",
-            len(train.items) + sum(len(p.items) for p in more) - len(learn.items) - len(check.items),
-        )
+        yield "num_also_in_test", sum(len(p.items) for p in (train, *more)) - sum(len(p.items) for p in untested)
         yield "num_unscored", sum(part.silent for part in read.values())
         yield "num_malformed", sum(part.malformed for part in read.values())
         yield "num_cut_texts", pooled.cut
@@ -84,11 +77,10 @@ class ScoreProbe(OnTexts):
             )
         return Part([joined(one, self.name) if self.joint else one.texts for one in some], said)
 
-    def _apart(self, train: Part, queries: Part, more: Sequence[Part]) -> tuple[Part, Part]:
-        """Return what is learned from and what is chosen by; nothing of it is tested, and nothing in both."""
-        kept = train.without(queries)
-        check = more[0].without(queries) if more else _fifth(kept)
-        learn = kept.without(check)
+    def _apart(self, train: Part, held: Part | None = None) -> tuple[Part, Part]:
+        """Return what is learned from and what is chosen by, a fifth unless it is there; nothing is in both."""
+        check = _fifth(train) if held is None else held
+        learn = train.without(check)
         if len(learn.items) < 2 or len(check.items) < 2:
             raise ValueError(
                 f"{self.name}: {len(learn.items)} lines are left to learn from and {len(check.items)} to choose by, "

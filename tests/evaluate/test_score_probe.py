@@ -75,7 +75,16 @@ def test_without_a_validation_split_a_fifth_is_chosen_by(
 ) -> None:
     del splits["val"]
     found = dict(parse_task(f"score_probe(data={written(tmp_path, **splits)},test=dev)")(tuned))
-    assert [found[f"num_{name}"] for name in ("train", "validation", "test")] == [72, 18, 30]
+    assert [found[f"num_{name}"] for name in ("train", "validation", "test", "also_in_test")] == [72, 18, 30, 2]
+
+
+def test_what_is_chosen_by_is_not_learned_from(
+    tuned: DualEncoder, tmp_path: Path, splits: dict[str, list[Pair]]
+) -> None:
+    splits["train"] += splits["val"][:3]
+    found = dict(parse_task(f"score_probe(data={written(tmp_path, **splits)},test=dev)")(tuned))
+    counts = [found[f"num_{name}"] for name in ("train", "validation", "test", "also_in_test")]
+    assert counts == [90, 25, 30, 2]
 
 
 def test_a_pair_can_be_one_sequence(tuned: DualEncoder, tmp_path: Path, splits: dict[str, list[Pair]]) -> None:
