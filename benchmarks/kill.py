@@ -108,14 +108,8 @@ def main() -> None:
             pack = [sys.executable, "-m", "lilt", "shards", "--output", str(runs / "shards"), "--per_shard", "100"]
             subprocess.run(pack, env=environment, check=True, capture_output=True)
             at = options.index("--max_images")
-            options[at : at + 2] = [
-                "--max_steps",
-                str(5 * epochs),
-                "--val_data",
-                "demo",
-                "--data",
-                str(runs / "shards"),
-            ]
+            length = ["--max_steps", str(5 * epochs)]
+            options[at : at + 2] = [*length, "--val_data", "demo", "--data", str(runs / "shards")]
         seconds = alone(runs / "alone", options, environment)
         chance = random.Random(given.seed)
         # every fourth in the start

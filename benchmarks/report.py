@@ -80,7 +80,7 @@ REUSED = """## Training from what frozen parts gave once
 
 `python benchmarks/reuse.py`: seconds of an epoch without and with reuse, on {machine}.
 Promised: FLOPs of a step over FLOPs of what is left of it behind the front, with captions as long as batches are
-padded to. What remains of `frozen` is overhead of the loop, 12 to 17 ms a step.
+padded to. What remains of `frozen` is overhead of the loop, {least:.0f} to {most:.0f} ms a step.
 
 """
 PEERS = """## Beside other libraries
@@ -272,7 +272,8 @@ def reuse(rows: list[dict[str, Any]]) -> str:
         for r in rows
     )  # fmt: skip
     columns = "<towers|<policy|batch|s off|s on|times faster|promised|measured / promised"
-    return REUSED.format(**rows[-1]) + table(columns, cells)
+    left = [1000 * r["on_s"] * r["batch_size"] / r["images"] for r in rows if r["policy"] == "frozen"]
+    return REUSED.format(**rows[-1], least=min(left), most=max(left)) + table(columns, cells)
 
 
 def peers(rows: list[dict[str, Any]]) -> str:

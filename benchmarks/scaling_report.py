@@ -13,8 +13,8 @@ AXES = {"batch": "batch_size", "pairs": "pairs", "processes": "processes"}
 SECTION = """## Scaling
 
 `python benchmarks/scaling.py`: tiny towers at 32 px, all weights trained, micro-batches of 64, the loss in tiles of
-2,048, on {machine}. Starting:
-reading the manifest and encoding the captions. Memory is the peak of the whole process. scaling.svg shows it.
+2,048, on {machine}.
+Starting: reading the manifest and encoding the captions. Memory is the peak of the whole process; scaling.svg.
 
 | with | pairs | batch | processes | starting s | s a step | pairs/s | MiB |
 |---|--:|--:|--:|--:|--:|--:|--:|
@@ -48,12 +48,15 @@ def draw(rows: list[Row]) -> None:
             grid[1, column].plot(along, [r["peak_bytes"] / 2**30 for r in chosen], marker="o", color="#d55e00")
             grid[1, column].set_xlabel(what)
             for axes in grid[:, column]:
-                axes.set_xscale("log", base=2 if what == "processes" else 10)
+                axes.set_xscale("log")
                 axes.spines[["top", "right"]].set_visible(False)
                 axes.set_ylim(bottom=0)
             if what == "batch":
                 grid[0, column].set_yscale("log")
                 grid[0, column].set_ylim(chosen[0]["step_s"] / 2, chosen[-1]["step_s"] * 2)
+            if what == "processes":
+                grid[1, column].set_xticks(along, [f"{count}" for count in along])
+                grid[1, column].minorticks_off()
         grid[0, 0].set_ylabel("seconds a step")
         grid[1, 0].set_ylabel("GiB, whole process")
         figure.savefig(PLOT, metadata={"Date": None})
