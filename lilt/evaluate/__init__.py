@@ -11,6 +11,7 @@ from lilt.evaluate import (
     moved,
     probe,
     retrieve,
+    score_finetune,
     score_probe,
     similarity,
     text_probe,
@@ -25,5 +26,5 @@ from lilt.evaluate.task import Finished, Task, evaluate, parse_task, tasks
 __all__ = [
     "Embedded", "Finished", "Setting", "Subject", "Task", "classifier", "conserve", "drift", "embed_split", "evaluate",
     "evaluate_retrieval", "finetune", "flat", "knn", "moved", "parse_task", "probe", "retrieval", "retrieve",
-    "score_probe", "similarity", "tasks", "text_probe", "winoground", "zeroshot",
+    "score_finetune", "score_probe", "similarity", "tasks", "text_probe", "winoground", "zeroshot",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Examples to learn classes from: pictures, or texts and pairs of them, drawn by keys (epoch, number) alone."""
+"""Examples to learn from: pictures, or texts and pairs of them, drawn by keys (epoch, number) alone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from lilt.evaluate.parts import Part
 from lilt.towers import ImageContract, Inputs, Tokenizer
 
 Encoding = dict[str, list[int]]
-Example = tuple[list[Tensor] | list[Encoding], int]  # one input, the two of a pair, or none; its class
+Example = tuple[list[Tensor] | list[Encoding], float]  # one input, the two of a pair, or none; its class or score
 
 
 class Batch(NamedTuple):
-    """What a tower is given, twice for a pair, and the class of each row (B,); inputs is empty where none was read."""
+    """What a tower is given, twice for a pair, and the class or score of each row (B,).
+
+    inputs is empty where none was read.
+    """
 
     inputs: list[Inputs]
     labels: Tensor
@@ -27,6 +30,8 @@ class Batch(NamedTuple):
 
 class Pictures(Dataset[Example]):
     """Pictures, augmented anew in each epoch; one that cannot be read has no input."""
+
+    inputs = 1
 
     def __init__(self, part: Part, contract: ImageContract, augment: str, seed: int):
         self.part, self.seed = part, seed
@@ -40,7 +45,7 @@ class Pictures(Dataset[Example]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(draw_seed(self.seed, epoch, number))
             image, _ = read_image(self.part.items[number], self.transform)
-        return [] if image is None else [image], int(self.part.labels[number])
+        return [] if image is None else [image], self.part.labels[number].item()
 
 
 class Encoded(Dataset[Example]):
@@ -50,13 +55,14 @@ class Encoded(Dataset[Example]):
         texts = sorted({text for item in part.items for text in item})
         self.part, self.number = part, {text: i for i, text in enumerate(texts)}
         self.table = TokenTable(texts, tokenizer, max_tokens)
+        self.inputs = len(part.items[0])
 
     def __len__(self) -> int:
         return len(self.part.items)
 
     def __getitem__(self, key: Key) -> Example:
         _, number = key
-        return [self.table[self.number[text]] for text in self.part.items[number]], int(self.part.labels[number])
+        return [self.table[self.number[text]] for text in self.part.items[number]], self.part.labels[number].item()
 
 
 class Collate:

@@ -19,8 +19,7 @@ from lilt.evaluate.rows import Rows, at_rest, image_rows
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Values, register
 from lilt.evaluate.texts import pooled_texts
-from lilt.evaluate.tuning import Recipe, Tuned, free_copy, own_stream, tune
-from lilt.policies import parse_policy
+from lilt.evaluate.tuning import OnPolicy, Tuned, own_stream
 from lilt.registry import nearest
 from lilt.towers import ImageContract
 
@@ -33,66 +32,46 @@ class Material(NamedTuple):
     learned: Learned
     examples: Pictures | Encoded
     collate: Collate
-    inputs: int
     look: Look
     counts: Callable[[Rows | None], Values]
 
 
 @register("finetune")
 @dataclass(frozen=True)
-class Finetune(Chosen, OnClasses):
+class Finetune(OnPolicy, Chosen, OnClasses):
     """Train a fresh linear classifier on one tower, with a policy on the tower, and test it.
 
     side: vision (a folder or manifest as for probe) or text (data as for text_probe). The tower starts as it is in the
     run; a copy is trained, by any policy with its own learning rates or lr. The epoch with the best top-1 on the
-    validation split is tested, the earlier of equals. Every process trains the same by itself.
+    validation split is tested, the earlier of equals.
     Source: Devlin et al. 2019, arXiv 1810.04805, section 4.1; there a pair is one sequence, as with joint=true; without
     it each text goes through the tower by itself.
     """
 
-    policy: str = "layernorm"
-    epochs: int = 3
-    lr: float | None = None
-    head_lr: float = 1e-3
-    weight_decay: float = 0.01
-    batch_size: int = 32
     augment: str = "none"
-    seed: int = 0
 
     def measure(self, subject: Subject) -> Values:
-        self._check()
-        material = self._texts(subject) if self.side == "text" else self._pictures(subject)
-        learned, drawn = material.learned, material.learned.drawn
-        recipe = Recipe(self.epochs, self.lr, self.head_lr, self.weight_decay, self.batch_size, self.seed)
-        with own_stream(self.seed, subject.device):
-            tower = free_copy(subject, self.side, self.policy)
-            moved = sum(p.numel() for p in tower.parameters() if p.requires_grad)
-            model = Tuned(tower, drawn.classes, material.inputs).to(subject.device)
-
-            def score() -> float:
-                known, _ = material.look(model, "validation", learned.held)
-                return float((right_ranks(logits(model, known), known.labels) == 1).double().mean())
-
-            steps = self.epochs * max(1, len(material.examples) // self.batch_size)
-            with subject.setting.alone("finetune", steps) as advance:
-                parts = material.examples, material.collate
-                epoch = tune(model, *parts, recipe, score, subject.setting.workers, advance)
-            known, rows = material.look(model, "test", drawn.test)
-            yield from class_metrics(logits(model, known), known.labels, drawn.classes)
-        yield "best_epoch", epoch
-        yield "num_trained", moved
-        yield from material.counts(rows)
-
-    def _check(self) -> None:
-        parse_policy(self.policy, "text" if self.side == "text" else "vision")
+        self.check_policy("text" if self.side == "text" else "vision")
         if self.side not in SIDES:
             raise ValueError(
                 f"finetune: side={self.side}; expected vision or text; choose the tower.{nearest(self.side, SIDES)}"
             )
-        for name in ("epochs", "batch_size", "head_lr", "lr"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"finetune: {name}={value:g}; expected more than 0; give a positive number")
+        learned, examples, collate, look, counts = (
+            self._texts(subject) if self.side == "text" else self._pictures(subject)
+        )
+        drawn = learned.drawn
+
+        def score(model: Tuned) -> float:
+            known, _ = look(model, "validation", learned.held)
+            return float((right_ranks(logits(model, known), known.labels) == 1).double().mean())
+
+        with own_stream(self.seed, subject.device):
+            model, epoch = self.fit(subject, self.side, drawn.classes, examples, collate, score)
+            known, rows = look(model, "test", drawn.test)
+        yield from class_metrics(logits(model, known), known.labels, drawn.classes)
+        yield "best_epoch", epoch
+        yield "num_trained", model.count()
+        yield from counts(rows)
 
     def _pictures(self, subject: Subject) -> Material:
         labelled = self.labelled(subject)
@@ -117,13 +96,12 @@ class Finetune(Chosen, OnClasses):
             yield from self.counts(rows, labelled)
 
         examples = Pictures(learned.train, contract, self.augment, self.seed)
-        return Material(learned, examples, Collate(), 1, look, counts)
+        return Material(learned, examples, Collate(), look, counts)
 
     def _texts(self, subject: Subject) -> Material:
         classed = self.classed(subject)
         tokenizer = subject.core.text.contract
         assert not isinstance(tokenizer, ImageContract)
-        train = classed.learned.train
         cut = tokenizer.encode(sorted({text for item in classed.items for text in item}), self.max_tokens)[1]
 
         def look(model: Tuned, name: str, part: Part) -> tuple[Known, Rows | None]:
@@ -134,8 +112,8 @@ class Finetune(Chosen, OnClasses):
             yield from classed.counts()
             yield "num_cut_texts", cut
 
-        examples = Encoded(train, tokenizer, self.max_tokens)
-        return Material(classed.learned, examples, Collate(tokenizer.pad), len(train.items[0]), look, counts)
+        examples = Encoded(classed.learned.train, tokenizer, self.max_tokens)
+        return Material(classed.learned, examples, Collate(tokenizer.pad), look, counts)
 
 
 @torch.no_grad()

@@ -45,6 +45,12 @@ def matthews(found: Tensor, labels: Tensor, classes: int) -> float:
     return float(together / spread.sqrt()) if spread > 0 else 0.0
 
 
+def score_metrics(found: Tensor, said: Tensor) -> Iterator[tuple[str, float]]:
+    """Yield the correlations, in percent, of what was found and what people said (N,)."""
+    yield "spearman", 100 * spearman(found, said)
+    yield "pearson", 100 * pearson(found, said)
+
+
 def pearson(x: Tensor, y: Tensor) -> float:
     """Return the linear correlation of x and y (N,) in float64; 0 where either is always the same."""
     if len(x) < 2 or bool((x == x[0]).all()) or bool((y == y[0]).all()):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from lilt.evaluate.lines import read_lines
-from lilt.evaluate.metrics import pearson, spearman
+from lilt.evaluate.metrics import score_metrics
 from lilt.evaluate.sentences import read_sentences, scores_of
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Values, register
@@ -38,8 +38,7 @@ class Similarity(OnTexts):
         rows = F.normalize(pooled.rows.double(), dim=-1)
         places = torch.tensor([[pooled.number[text] for text in one.texts] for one in read.sentences])
         cosines = (rows[places[:, 0]] * rows[places[:, 1]]).sum(1).float()
-        yield "spearman", 100 * spearman(cosines, said)
-        yield "pearson", 100 * pearson(cosines, said)
+        yield from score_metrics(cosines, said)
         yield "num_pairs", len(said)
         yield "num_unscored", read.silent
         yield "num_malformed", read.malformed

@@ -1,8 +1,9 @@
-"""Fine-tuning of one tower under a fresh linear classifier: a copy that is free to change, and a plain loop."""
+"""Fine-tuning of one tower under a fresh linear layer: a copy that is free to change, and a plain loop."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from lilt.data import Batches, Order, make_loader
 from lilt.evaluate.examples import Batch, Collate, Encoded, Pictures
 from lilt.evaluate.rows import Advance
 from lilt.evaluate.subject import Subject
+from lilt.evaluate.task import Task
 from lilt.evaluate.texts import join_pair
 from lilt.policies import apply, merge, parse_policy, plan
 from lilt.policies.attach import Child
@@ -23,21 +25,22 @@ from lilt.towers import Inputs, Tower
 
 WARMUP = 0.1  # of all steps
 CLIP_NORM = 1.0
+Compare = Callable[[Tensor, Tensor], Tensor]  # outputs (B, C) and what was said of each row (B,) to a loss ()
 
 
 class Tuned(nn.Module):
-    """A tower and a linear classifier on its pooled features, or on what `join_pair` makes of those of two texts."""
+    """A tower and a linear layer on its pooled features, or on what `join_pair` makes of those of two texts."""
 
-    def __init__(self, tower: Tower, classes: int, inputs: int):
+    def __init__(self, tower: Tower, outputs: int, inputs: int):
         super().__init__()
         self.tower = tower
-        self.head = nn.Linear(tower.dim * (1 if inputs == 1 else 4), classes)
+        self.head = nn.Linear(tower.dim * (1 if inputs == 1 else 4), outputs)
 
     def forward(self, inputs: list[Inputs]) -> Tensor:
-        """Return logits (B, C)."""
+        """Return the outputs (B, C): logits, or one number."""
         rows = [self.tower(one).float() for one in inputs]
-        logits: Tensor = self.head(rows[0] if len(rows) == 1 else join_pair(*rows))
-        return logits
+        out: Tensor = self.head(rows[0] if len(rows) == 1 else join_pair(*rows))
+        return out
 
     def train(self, mode: bool = True) -> Tuned:
         """Set the mode; a tower that is not trained stays in eval mode, and batch statistics stay as they are."""
@@ -53,6 +56,10 @@ class Tuned(nn.Module):
         """Return the parameters that are trained, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def count(self) -> int:
+        """Return how many values of the tower are trained."""
+        return sum(p.numel() for p in self.tower.parameters() if p.requires_grad)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -64,6 +71,52 @@ class Recipe:
     weight_decay: float
     batch_size: int
     seed: int
+
+
+@dataclass(frozen=True)
+class OnPolicy(Task):
+    """A task that trains a copy of a tower, which starts as it is in the run, with a policy on it.
+
+    lr: instead of the policy's own learning rates. Every process trains the same by itself.
+    """
+
+    policy: str = "layernorm"
+    epochs: int = 3
+    lr: float | None = None
+    head_lr: float = 1e-3
+    weight_decay: float = 0.01
+    batch_size: int = 32
+    seed: int = 0
+
+    def check_policy(self, side: str) -> None:
+        """Raise ValueError for a policy that is none, or a number that has to be positive and is not."""
+        parse_policy(self.policy, side)
+        for name in ("epochs", "batch_size", "head_lr", "lr"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{self.name}: {name}={value:g}; expected more than 0; give a positive number")
+
+    def fit(
+        self,
+        subject: Subject,
+        side: str,
+        outputs: int,
+        examples: Pictures | Encoded,
+        collate: Collate,
+        score: Callable[[Tuned], float],
+        compare: Compare = F.cross_entropy,
+    ) -> tuple[Tuned, int]:
+        """Train under a fresh linear layer to outputs; return what scores best after an epoch, and its number.
+
+        Within `own_stream`, for it draws: the layer, the order, dropout.
+        """
+        recipe = Recipe(self.epochs, self.lr, self.head_lr, self.weight_decay, self.batch_size, self.seed)
+        steps = self.epochs * max(1, len(examples) // self.batch_size)
+        model = Tuned(free_copy(subject, side, self.policy), outputs, examples.inputs).to(subject.device)
+        with subject.setting.alone(self.name, steps) as advance:
+            workers = subject.setting.workers
+            epoch = tune(model, examples, collate, recipe, lambda: score(model), workers, advance, compare)
+        return model, epoch
 
 
 def free_copy(subject: Subject, side: str, policy: str) -> Tower:
@@ -90,7 +143,7 @@ def free_copy(subject: Subject, side: str, policy: str) -> Tower:
         if not stays:
             raise
         raise ValueError(
-            f"finetune: {error} The {stays} of the run is still in the tower, as no weight can hold it; expected a "
+            f"{error} The {stays} of the run is still in the tower, as no weight can hold it; expected a "
             "policy that works beside it; try layernorm, bitfit or full"
         ) from error
     apply(joint, free)
@@ -123,6 +176,7 @@ def tune(
     score: Callable[[], float],
     workers: int = 0,
     advance: Advance = lambda count: None,
+    compare: Compare = F.cross_entropy,
 ) -> int:
     """Train, keep what scores best after an epoch, the earlier of equals, and return its number from 1 on.
 
@@ -136,11 +190,11 @@ def tune(
     generator = torch.Generator().manual_seed(recipe.seed)
     loader = make_loader(examples, workers, batch_sampler=batches, collate_fn=collate, generator=generator)
     source: Iterator[Batch] = iter(loader)
-    best, kept, number = -1.0, {name: p.detach().clone() for name, p in model.trained().items()}, 0
+    best, kept, number = -math.inf, {name: p.detach().clone() for name, p in model.trained().items()}, 0
     for epoch in range(1, recipe.epochs + 1):
         model.train()
         for _ in range(batches.steps_per_epoch):
-            _step(model, next(source), optimizer, device)
+            _step(model, next(source), optimizer, device, compare)
             schedule.step()
             advance(1)
         model.eval()
@@ -153,13 +207,13 @@ def tune(
     return number
 
 
-def _step(model: Tuned, batch: Batch, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+def _step(model: Tuned, batch: Batch, optimizer: torch.optim.Optimizer, device: torch.device, compare: Compare) -> None:
     if not batch.inputs:  # nothing of it could be read
         return
-    loss = F.cross_entropy(model([_on(inputs, device) for inputs in batch.inputs]), batch.labels.to(device))
+    loss = compare(model([_on(inputs, device) for inputs in batch.inputs]), batch.labels.to(device))
     if not bool(torch.isfinite(loss)):
         raise ValueError(
-            f"finetune: the loss is {loss.item()}; expected a finite one; use a lower lr or head_lr (lr=1e-4, say)"
+            f"the loss of fine-tuning is {loss.item()}; expected a finite one; use a lower lr or head_lr (lr=1e-4, say)"
         )
     loss.backward()
     nn.utils.clip_grad_norm_(list(model.trained().values()), CLIP_NORM)

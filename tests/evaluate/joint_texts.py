@@ -28,6 +28,7 @@ def specs(folder: str) -> list[str]:
         f"finetune(side=text,data={folder}/sst,test=dev,epochs=2,policy=lora(r=2))",
         f"finetune({BY_NAME},epochs=2,batch_size=4,augment=hflip)",
         f"conserve(text_probe(data={folder}/sst,test=dev))",
+        f"score_finetune(data={folder}/sts,test=dev,epochs=2,batch_size=4,policy=full)",
     ]
 
 

@@ -261,7 +261,10 @@ def test_runs_on_the_demo_towers_work_on_the_command_line(
         ("epochs=0", "finetune: epochs=0; expected more than 0"),
         ("lr=-1", "finetune: lr=-1; expected more than 0"),
         ("expected=7", "labelled images to test on: found 6, expected 7"),
-        ("lr=1e30,policy=full,epochs=3,batch_size=4", "the loss is (nan|inf); expected a finite one; use a lower lr"),
+        (
+            "lr=1e30,policy=full,epochs=3,batch_size=4",
+            "the loss of fine-tuning is (nan|inf); expected a finite one; use a lower lr",
+        ),
         ("augment=crop(0.5", "cannot read|unbalanced"),
     ],
 )

@@ -17,10 +17,12 @@ from tests.test_distributed import ROOT, torchrun
 def test_two_ranks_find_what_one_finds(tuned: DualEncoder, pictures: Path, tmp_path: Path) -> None:
     run = tuned.save(tmp_path / "run")
     folder(tmp_path / "sst", train=sentences(41, 1), dev=sentences(23, 2))  # odd, so that shares are not even
-    texts = [text for text, _ in sentences(30, 3)]
     (tmp_path / "sts").mkdir()
-    pairs = (f"{a}\t{b}\t{len(set(a.split()) & set(b.split()))}" for a, b in zip(texts[:15], texts[15:], strict=True))
-    (tmp_path / "sts" / "dev.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *pairs]))
+    for seed, split in enumerate(("dev", "train"), 3):
+        texts = [text for text, _ in sentences(30, seed)]
+        both = zip(texts[:15], texts[15:], strict=True)
+        lines = (f"{a}\t{b}\t{len(set(a.split()) & set(b.split()))}" for a, b in both)
+        (tmp_path / "sts" / f"{split}.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *lines]))
     records = [json.loads(line) for line in (pictures / "manifest.jsonl").read_text().splitlines()]
     for number, record in enumerate(records):
         record["second"] = [] if number == 3 else ["the boat", f"paper {record['image'][:-5]}"]
@@ -28,20 +30,22 @@ def test_two_ranks_find_what_one_finds(tuned: DualEncoder, pictures: Path, tmp_p
     data = manifest(tmp_path / "x.jsonl", records)
     joint_texts.main(str(run), data, str(pictures), str(tmp_path))
     torchrun(2, ROOT / "tests" / "evaluate" / "joint_texts.py", run, data, pictures, tmp_path)
-    alone, *both = (json.loads((tmp_path / f"texts.{name}.json").read_text()) for name in ("1.0", "2.0", "2.1"))
+    alone, *ranks = (json.loads((tmp_path / f"texts.{name}.json").read_text()) for name in ("1.0", "2.0", "2.1"))
     bars = alone.pop("bars")
     assert all(total == moved for _, total, moved in bars)
-    assert {"text_probe: texts", "text_probe: fits", "finetune", "finetune: test"} <= {name for name, _, _ in bars}
-    for (name, total, _), *shares in zip(bars, *(found.pop("bars") for found in both), strict=True):
+    assert {"text_probe: texts", "text_probe: fits", "finetune", "finetune: test", "score_finetune"} <= {
+        name for name, _, _ in bars
+    }
+    for (name, total, _), *shares in zip(bars, *(found.pop("bars") for found in ranks), strict=True):
         # what both do as a whole is counted twice, and so is its total
-        whole = 2 * total if name == "finetune" or name.endswith("fits") else total
+        whole = 2 * total if name.endswith(("finetune", "fits")) else total
         assert [share[:2] for share in shares] == [[name, whole]] * 2
         assert sum(moved for *_, moved in shares) == whole, name
     wanted = joint_texts.specs(str(tmp_path))
     assert list(alone) == wanted
     for spec, expected in alone.items():
         assert expected["error"] is None, expected
-        for found in both:
+        for found in ranks:
             assert found[spec]["values"] == pytest.approx(expected["values"], abs=1e-4), spec
     columns, vision = alone[wanted[2]]["values"], alone[wanted[4]]["values"]
     assert (columns["num_images"], columns["num_unreadable"], columns["num_second/uncaptioned"]) == (6, 1, 1)
