@@ -1,12 +1,11 @@
-"""Fine-tuning of one tower under a fresh linear layer: a copy that is free to change, and a plain loop."""
+"""Fine-tuning of one tower under a fresh linear layer: a policy, a plain loop."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +14,12 @@ from torch import Tensor, nn
 
 from lilt.data import Batches, Order, make_loader
 from lilt.evaluate.examples import Batch, Collate, Encoded, Pictures
+from lilt.evaluate.free_copy import free_copy
 from lilt.evaluate.rows import Advance
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Task
 from lilt.evaluate.texts import join_pair
-from lilt.policies import apply, merge, parse_policy, plan
-from lilt.policies.attach import Child
+from lilt.policies import parse_policy
 from lilt.towers import Inputs, Tower
 
 WARMUP = 0.1  # of all steps
@@ -117,55 +116,6 @@ class OnPolicy(Task):
             workers = subject.setting.workers
             epoch = tune(model, examples, collate, recipe, lambda: score(model), workers, advance, compare)
         return model, epoch
-
-
-def free_copy(subject: Subject, side: str, policy: str) -> Tower:
-    """Return a copy of a tower as it is now, with a policy on it; the tower itself stays as it is.
-
-    What its own policy added is folded into the weights of the copy, or stays as a frozen part where it cannot be.
-    """
-    tower: Tower = getattr(subject.core, side)
-    config = subject.model.config
-    own = parse_policy(config.policies[side], side)
-    parts = parse_policy(policy, side)
-    if subject.is_base:
-        free = subject.built_anew(side)
-    elif all(part.mergeable for part in own):
-        free = merge.merged(tower, own)
-    else:
-        free = copy.deepcopy(tower, {id(tower.contract): tower.contract}).requires_grad_(False)
-        _set_aside(free)
-        free.fates = None
-    stays = "+".join(part.name for part in own if not part.mergeable and not subject.is_base)
-    try:
-        joint = plan(parts, free)
-    except ValueError as error:
-        if not stays:
-            raise
-        raise ValueError(
-            f"{error} The {stays} of the run is still in the tower, as no weight can hold it; expected a "
-            "policy that works beside it; try layernorm, bitfit or full"
-        ) from error
-    apply(joint, free)
-    return free.to(next(tower.parameters()).device)
-
-
-def _set_aside(tower: Tower) -> None:
-    """Give the children that a policy has hung into a tower other names, so that there is place for their like."""
-    for module in list(tower.body.modules()):
-        hooks = module._forward_pre_hooks, module._forward_hooks
-        for name, child in list(module.named_children()):
-            mine = [(some, key, hook) for some in hooks for key, hook in some.items() if _runs(hook, name)]
-            if isinstance(child, Child) and mine:
-                del module._modules[name]
-                child.name = f"{name}_before"
-                module.add_module(child.name, child)
-                for some, key, hook in mine:
-                    some[key] = replace(hook, name=child.name)
-
-
-def _runs(hook: Any, name: str) -> bool:
-    return getattr(hook, "name", None) == name
 
 
 def tune(

@@ -16,9 +16,10 @@ from lilt import DualEncoder, ImageContract
 from lilt.cli import main
 from lilt.evaluate import Setting, Subject, parse_task
 from lilt.evaluate.examples import Collate, Encoded, Pictures
+from lilt.evaluate.free_copy import free_copy
 from lilt.evaluate.parts import Part
 from lilt.evaluate.texts import join_pair
-from lilt.evaluate.tuning import Recipe, Tuned, free_copy, own_stream, tune
+from lilt.evaluate.tuning import Recipe, Tuned, own_stream, tune
 from lilt.towers import build_tower
 from tests.conftest import word_tokenizer
 from tests.evaluate.conftest import BY_NAME, manifest

@@ -166,8 +166,9 @@ def test_data_workers_leave_ctrl_c_to_the_main_process(run: Run) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_after_three_kills_the_file_is_the_same(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--kills", "3", "--output", str(tmp_path / "out")]
+def test_after_three_kills_the_file_is_the_same(pictures: Path, tmp_path: Path) -> None:
+    kill = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--kills", "3", "--output", str(tmp_path / "out")]
+    command = [*kill, "--val_data", str(pictures / "manifest.jsonl")]  # with few pictures: a state needs an evaluation
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
