@@ -22,8 +22,9 @@ from tests import joint_step
 ROOT = Path(__file__).parents[1]
 
 
-def torchrun(processes: int, *words: object, **variables: str) -> None:
-    """Start a program in several CPU processes as the README does; variables: more of its environment."""
+def torchrun(processes: int, *words: object, **variables: str) -> str:
+    """Start a program in several CPU processes as the README does and return its stderr; variables: more of its
+    environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,6 +33,7 @@ def torchrun(processes: int, *words: object, **variables: str) -> None:
     command = [*launch, *map(str, words)]
     done = subprocess.run(command, env=os.environ | plain | variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,8 @@ def test_a_run_on_two_processes_is_the_run_on_one(
     }  # fmt: skip
     words = [f"--{key}={value}" for key, value in options.items()]
     assert main(["train", *words, f"--output={tmp_path / '1'}"]) == 0
-    torchrun(2, ROOT / "recipes" / "train.py", *words, f"--output={tmp_path / '2'}")
+    said = torchrun(2, ROOT / "recipes" / "train.py", *words, f"--output={tmp_path / '2'}")
+    assert "Warning" not in said, said
     one, two = ([r["loss"] for r in read_metrics(tmp_path / n) if "loss" in r] for n in ("1", "2"))
     assert len(one) == 3
     assert two == pytest.approx(one, rel=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,10 @@ def prepare(
         accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = rows
         with _unsent(learner):
             return tuple(accelerator.prepare(learner, optimizer))
-    model, optimizer = accelerator.prepare(learner, optimizer)
+    with warnings.catch_warnings():
+        # torch 2.15 has another word for it, which Accelerate 1.15 does not know
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        model, optimizer = accelerator.prepare(learner, optimizer)
     return model, optimizer
 
 
