@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from lilt.data.hub import is_row, row_image
@@ -18,6 +18,12 @@ UNREADABLE = (
     OSError, SyntaxError, ValueError, TypeError, AttributeError, AssertionError, LookupError, ArithmeticError, EOFError,
     RuntimeError, struct.error, Image.DecompressionBombError,
 )  # fmt: skip
+# by EXIF's orientation; 1 is upright
+TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 def image_file(source: str | Path | BinaryIO) -> str | Path | BinaryIO:
@@ -28,7 +34,20 @@ def image_file(source: str | Path | BinaryIO) -> str | Path | BinaryIO:
 def open_image(source: str | Path | BinaryIO) -> Image.Image:
     """Open, decode and turn upright as RGB."""
     with Image.open(image_file(source)) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        picture = image.convert("RGB")
+        turn = _turn(image)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what turns a decoded picture upright; nothing where EXIF does not say it, or cannot be read.
+
+    ImageOps.exif_transpose writes all of EXIF anew, and one wrong byte of it would cost the picture.
+    """
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except UNREADABLE:
+        return None
 
 
 def read_image(
