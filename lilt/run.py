@@ -28,6 +28,7 @@ from lilt.train.engine import gathered, make_accelerator
 from lilt.train.folder import CONFIG, check_folder, given_back, new_folder, open_folder
 from lilt.train.meter import Meter
 from lilt.train.objectives import parse_objective
+from lilt.train.reuse import check_reuse
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def align(config: TrainConfig, console: Console, watch: Callable[[Trainer], None
         teacher = build_teacher_of(config, core, parse_objective(config.distill).needs)
         if teacher is not None:
             teacher.to(accelerator.device)
+        check_reuse(config, core, teacher, dataset)
     open_folder(config, folder, mark)
     with RunLog(folder, console) as log:
         _announce(log, config, core, len(dataset), dataset.cut)

@@ -107,6 +107,7 @@ def test_the_programs_stdout_is_one_json_object_and_nothing_else(words: Lines, t
         (["--keep_states=0"], "keep_states=0; expected more than 0"),
         (["--distill_weight=2"], "distill_weight=2.0 came without a teacher; expected an image model"),
         (["--resume"], "holds no run to resume"),
+        (["--reuse=disk", "--augment=hflip"], "reuse=disk: .*augment=hflip shows each image anew .*; use --reuse off"),
         (["--vision=timm:$NO_SUCH_VARIABLE/x"], "needs the environment variable NO_SUCH_VARIABLE, which is not set"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
     ],
@@ -114,6 +115,8 @@ def test_the_programs_stdout_is_one_json_object_and_nothing_else(words: Lines, t
 def test_a_users_error_is_explained(words: Lines, capsys: Any, extra: Lines, message: str, tmp_path: Path) -> None:
     said = refused(capsys, ["train", *words, *extra])
     assert re.search(message.replace("?", r"\?") if "Did" in message else message, said), said
+    # before anything is evaluated or written
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert not (tmp_path / "run" / "adapter.safetensors").exists()
 
 

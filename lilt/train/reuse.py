@@ -57,6 +57,38 @@ def find_fronts(core: TwoTower) -> dict[str, Front]:
     return found
 
 
+def check_reuse(config: TrainConfig, core: TwoTower, teacher: Teacher | None, dataset: Pairs) -> None:
+    """Raise ValueError, before anything is evaluated, for reuse that was asked for and cannot be had."""
+    if config.reuse not in ("off", "auto"):
+        asked_for(config, core, find_fronts(core), teacher, dataset, {})
+
+
+def asked_for(
+    config: TrainConfig,
+    core: TwoTower,
+    fronts: Mapping[str, Front],
+    teacher: Teacher | None,
+    dataset: Pairs,
+    facts: dict[str, Any],
+) -> list[Source]:
+    """Return what can be stored. Raises ValueError where memory or disk was asked for, and there is nothing for it."""
+    contracts: Any = core.vision.contract, core.text.contract
+    sources, reasons = find_sources(config, contracts, fronts, teacher, dataset, facts)
+    if not sources and config.reuse != "auto":
+        raise ValueError(
+            f"reuse={config.reuse}: {'; '.join(reasons)}; expected a frozen front or a teacher, and images that look "
+            "the same each time; use --reuse off, or --augment none or --views 4 and a policy such as last(2)"
+        )
+    for source in sources:
+        if source.facts is None and config.reuse == "disk":
+            raise ValueError(
+                f"reuse=disk: nothing tells whether a later run has the same {source.name} tower and preprocess, since "
+                "one of them is code of your own; expected a library's tower and a described preprocess; pass "
+                "lilt.ImageContract(image_px=…, mean=…, std=…) in place of a callable, or use reuse=memory"
+            )
+    return sources
+
+
 class Reuse:
     """Fills stores with what is frozen, and lets batches be read from them.
 
@@ -81,24 +113,8 @@ class Reuse:
         """Store what pays, or what was asked for. Raises ValueError where that is nothing."""
         if self.config.reuse == "off":
             return
-        contracts: Any = self.core.vision.contract, self.core.text.contract
-        device = self.accelerator.device
-        facts = {"precision": self.config.precision, "dtype": self.dtype, "device": device.type}
-        sources, reasons = find_sources(self.config, contracts, self.fronts, self.teacher, dataset, facts)
-        if not sources and self.config.reuse != "auto":
-            raise ValueError(
-                f"reuse={self.config.reuse}: {'; '.join(reasons)}; expected a frozen front or a teacher, and images "
-                "that look the same each time; use --reuse off, or --augment none or --views 4 and a policy such as "
-                "last(2)"
-            )
-        for source in sources:
-            if source.facts is None and self.config.reuse == "disk":
-                raise ValueError(
-                    f"reuse=disk: nothing tells whether a later run has the same {source.name} tower and preprocess, "
-                    "since one of them is code of your own; expected a library's tower and a described preprocess; "
-                    "pass lilt.ImageContract(image_px=…, mean=…, std=…) in place of a callable, or use reuse=memory"
-                )
-        for source in sources:
+        facts = {"precision": self.config.precision, "dtype": self.dtype, "device": self.accelerator.device.type}
+        for source in asked_for(self.config, self.core, self.fronts, self.teacher, dataset, facts):
             if source.name == "vision" and self.teacher is not None and "teacher" not in collate.stores:
                 break  # the teacher needs the image
             with self._quiet():
