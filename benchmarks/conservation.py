@@ -62,13 +62,15 @@ def before_and_after(model: lilt.DualEncoder, tasks: dict[str, str]) -> dict[str
 
 def at_pretrained_px(folder: Path) -> dict[str, Values]:
     """Return top-1 at the resolution that the vision tower was pretrained at."""
-    config = settings_of(read_contract(folder))
-    model = lilt.DualEncoder.build(**asdict(config) | {"image_px": PRETRAINED_PX})
-    tensors = load_file(folder / ADAPTER)
-    for name, tensor in model.core.trained().items():
-        if tensors[name].shape != tensor.shape:  # the table of positions
-            side = math.isqrt(tensor.shape[1] - 1)
-            tensors[name] = resample_abs_pos_embed(tensors[name], [side, side])
+    config = asdict(settings_of(read_contract(folder))) | {"image_px": PRETRAINED_PX}
+    if config["policy"].startswith("random"):  # which draws others where a tensor has another size
+        config["policy"] = "full"
+    model = lilt.DualEncoder.build(**config)
+    tensors, trained = load_file(folder / ADAPTER), model.core.trained()
+    for name, tensor in tensors.items():
+        if trained[name].shape != tensor.shape:  # the table of positions
+            side = math.isqrt(trained[name].shape[1] - 1)
+            tensors[name] = resample_abs_pos_embed(tensor, [side, side])
     model.core.load_state_dict(tensors, strict=False)
     return before_and_after(model, {"classifier": KEPT})
 
