@@ -1,7 +1,8 @@
-"""A program for `torchrun`: gradients and whole runs under the engine that the environment names, written to files."""
+"""A program for `torchrun`: gradients and whole runs under the engines that it is told, written to files."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -121,6 +122,16 @@ def main(vision: str, text: str, pictures: str, output: str, few: str = "") -> N
     run("parts", **PARTS, resume=True)
 
 
+def under_each(engines: str, vision: str, text: str, pictures: str, few: str = "") -> None:
+    """Do all of it under one engine after the other: JSON of the folder of each and what the launcher says for it."""
+    for folder, variables in json.loads(engines).items():
+        os.environ |= variables
+        assert fresh().is_fsdp2 == ("ACCELERATE_USE_FSDP" in variables)
+        main(vision, text, pictures, folder, few)
+        for name in variables:
+            del os.environ[name]
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    under_each(*sys.argv[1:])
     distributed.leave()

@@ -34,7 +34,7 @@ FSDP2 = environment(ROOT / "recipes" / "accelerate" / "8gpu_fsdp2.yaml")
 # each half of four processes holds a whole model
 HYBRID = environment(ROOT / "recipes" / "accelerate" / "2x8gpu_fsdp2.yaml") | {"PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}
 ENGINES = {"ddp 2": (2, {}), "ddp 4": (4, {}), "fsdp2 2": (2, FSDP2), "fsdp2 2x2": (4, HYBRID)}
-FEW = {"ddp 4": "pieces", "fsdp2 2x2": "pieces"}  # four processes do less
+FEW = {name: "pieces" for name, (processes, _) in ENGINES.items() if processes == 4}  # these do less
 every_engine = pytest.mark.parametrize("engine", [name for name in ENGINES if name not in FEW])
 GRADIENTS = [(e, p, m) for e in ENGINES for p in engine_run.POLICIES for m in (None, 1) if e not in FEW or p == "full"]
 RUNS = [(e, name) for e in ENGINES for name in engine_run.RUNS if FEW.get(e, name) == name]
@@ -60,9 +60,9 @@ def results(
     folders = {name: tmp_path_factory.mktemp("engine") for name in ("one", *ENGINES)}
     given = (tiny_vision, still_text, str(pictures))
     engine_run.main(*given, str(folders["one"]))
-    for name, (processes, variables) in ENGINES.items():
-        few = [FEW[name]] if name in FEW else []
-        torchrun(processes, ROOT / "tests" / "engine_run.py", *given, folders[name], *few, **variables)
+    for processes, few in ((2, ()), (4, set(FEW.values()))):
+        engines = {str(folders[name]): said for name, (count, said) in ENGINES.items() if count == processes}
+        torchrun(processes, ROOT / "tests" / "engine_run.py", json.dumps(engines), *given, *few)
     return folders
 
 
