@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from lilt.evaluate.labelled import Labelled
-from lilt.evaluate.lines import Line, read_lines, split_names
-from lilt.evaluate.parts import Drawn, Part, Trained, check_apart
+from lilt.evaluate.parts import Drawn, Part, Trained
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Values
 
@@ -49,18 +47,6 @@ def held_split(given: str | None, used: Collection[str], known: Collection[str])
     """Return the validation split: the one given, or `val` where it is there and not used otherwise."""
     own = VALIDATION in known and VALIDATION not in "|".join(used).split("|")
     return given or (VALIDATION if own else None)
-
-
-def part_lines(task: str, where: str | Path, used: Sequence[str], val: str | None) -> dict[str, list[Line]]:
-    """Return the lines of the splits used, train and test, and those of the validation split, if there is one.
-
-    Raises ValueError for a split that is used twice or not there.
-    """
-    known = split_names(where)
-    held = held_split(val, used, known)
-    names = [*used, *([held] if held else [])]
-    check_apart(task, names)
-    return read_lines(where, names, known)
 
 
 def learn_from(drawn: Drawn, name: str, what: str) -> Learned:

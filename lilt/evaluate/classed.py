@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import torch
 
-from lilt.evaluate.chosen import Learned, learn_from, part_lines
+from lilt.evaluate.chosen import Learned, learn_from
 from lilt.evaluate.labelled import Label, Pattern
-from lilt.evaluate.parts import Part, draw_apart, some_of
-from lilt.evaluate.sentences import Read, Sentence, kept_back, labels_of, read_sentences
+from lilt.evaluate.parts import Part, draw_apart
+from lilt.evaluate.sentences import Read, kept_back, labels_of, read_sentences
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Values
-from lilt.evaluate.texts import OnTexts, Texts
+from lilt.evaluate.text_parts import OnTextParts
+from lilt.evaluate.texts import Texts
 
 
 class Classed(NamedTuple):
@@ -44,24 +45,15 @@ class Classed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OnClasses(OnTexts):
-    """A task that learns the classes of texts; the class is in a column, or in the name of the image of a caption.
-
-    joint: the two texts of a pair go through the tower as one sequence, with what the tokenizer puts between them.
-    """
+class OnClasses(OnTextParts):
+    """A task that learns the classes of texts; the class is in a column, or in the name of the image of a caption."""
 
     label: str | None = None
     label_from: Pattern | None = None
-    joint: bool = False
-    max_texts: int | None = None  # of each part, drawn at random, always the same
-    train: str = "train"
-    test: str | None = None
-    val: str | None = None
 
     def classed(self, subject: Subject) -> Classed:
         """Read and part the data; every line of the test split counts, as often as it is there."""
-        where, test = self.where(subject), self.test or subject.setting.split
-        lines = part_lines(self.name, where, (self.train, test), self.val)
+        where, lines = self.where(subject), self.lines(subject)
         names = list(lines)
         hidden = kept_back(lines, str(where), self.label) if self.label_from is None else ()
         said = labels_of(self.label, self.label_from, hidden)
@@ -83,19 +75,8 @@ class OnClasses(OnTexts):
         return Classed(learn_from(drawn, self.name, "texts"), silent, torn)
 
     def _part(self, read: Read, number: Mapping[Label, int]) -> Part:
-        some = [read.sentences[i] for i in some_of(len(read.sentences), self.max_texts)]
-        items = [joined(one, self.name) if self.joint else one.texts for one in some]
-        return Part(items, torch.tensor([number[one.said] for one in some], dtype=torch.long))
-
-
-def joined(one: Sentence, task: str) -> Texts:
-    """Return the two texts of a pair as one that the tokenizer joins."""
-    if len(one.texts) != 2:
-        raise ValueError(
-            f"{task}: joint=true, and {one.where} has a single text; expected two a line, such as sentence1 and "
-            "sentence2; name their columns with text=… and pair=…, or leave joint out"
-        )
-    return ((one.texts[0], one.texts[1]),)
+        items, said = self.drawn(read)
+        return Part(items, torch.tensor([number[label] for label in said], dtype=torch.long))
 
 
 def number_classes(read: Sequence[Read]) -> dict[Label, int]:

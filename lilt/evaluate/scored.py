@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import torch
 
-from lilt.evaluate.chosen import HELD, part_lines
-from lilt.evaluate.classed import joined
-from lilt.evaluate.parts import Part, some_of
+from lilt.evaluate.chosen import HELD
+from lilt.evaluate.parts import Part
 from lilt.evaluate.sentences import Read, read_sentences, scores_of
 from lilt.evaluate.subject import Subject
 from lilt.evaluate.task import Values
-from lilt.evaluate.texts import OnTexts, Texts
+from lilt.evaluate.text_parts import OnTextParts
+from lilt.evaluate.texts import Texts
 
 
 class Scored(NamedTuple):
@@ -41,27 +41,17 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OnScores(OnTexts):
-    """A task that learns the scores of texts, or of pairs of them; score: their column.
-
-    joint: the two texts of a pair go through the tower as one sequence, with what the tokenizer puts between them.
-    """
+class OnScores(OnTextParts):
+    """A task that learns the scores of texts, or of pairs of them; score: their column."""
 
     score: str | None = None
-    joint: bool = False
-    max_texts: int | None = None  # of each part, drawn at random, always the same
-    train: str = "train"
-    test: str | None = None
-    val: str | None = None
 
     def scored(self, subject: Subject) -> Scored:
         """Read and part the data; chosen by is `val` where it is there, else a fifth of the training lines."""
-        where, test = self.where(subject), self.test or subject.setting.split
-        said = scores_of(self.score)
-        lines = part_lines(self.name, where, (self.train, test), self.val)
+        where, said = self.where(subject), scores_of(self.score)
         read = {
             name: read_sentences(some, f"{where} split {name}", self.text, self.pair, said)
-            for name, some in lines.items()
+            for name, some in self.lines(subject).items()
         }
         train, queries, *more = (self._part(found, f"{where} split {name}") for name, found in read.items())
         self.check_count(len(queries.items), "texts with a score to test on")
@@ -72,15 +62,15 @@ class OnScores(OnTexts):
         return Scored(learn, check, queries, left_out, silent, torn)
 
     def _part(self, read: Read, where: str) -> Part:
-        some = [read.sentences[i] for i in some_of(len(read.sentences), self.max_texts)]
-        said = torch.tensor([one.said for one in some], dtype=torch.double)
+        items, told = self.drawn(read)
+        said = torch.tensor(told, dtype=torch.double)
         if len(said.unique()) < 2:
             raise ValueError(
                 f"{self.name}: {where} has {len(said.unique())} different scores on {len(said)} lines; expected scores "
                 "that differ; name another column with score=…, or a split that has them (GLUE keeps those of its test "
                 "split back: use test=dev)"
             )
-        return Part([joined(one, self.name) if self.joint else one.texts for one in some], said)
+        return Part(items, said)
 
     def _apart(self, train: Part, held: Part | None = None) -> tuple[Part, Part]:
         """Return what is learned from and what is chosen by, a fifth unless it is there; nothing is in both."""
